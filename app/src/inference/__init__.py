@@ -1,0 +1,1 @@
+"""Inference Fleet: a model behind HTTP, one process per worker, one device per process."""

@@ -1,0 +1,64 @@
+"""The application factory."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from flask import Flask
+from flask.json.provider import DefaultJSONProvider
+
+from inference import lifecycle, loader, problems
+from inference.blueprints import health, service
+from inference.config import Config
+from inference.model import Model
+from inference.runner import Runner
+
+
+class StrictJSONProvider(DefaultJSONProvider):
+    """JSON in the order the model gives it, as UTF-8, and without NaN, which is not JSON."""
+
+    sort_keys = False
+    ensure_ascii = False
+
+    def dumps(self, obj: Any, **kwargs: Any) -> str:
+        """Serialize ``obj``.
+
+        Raises:
+            ValueError: a number is not finite.
+        """
+        return super().dumps(obj, **{"allow_nan": False, **kwargs})
+
+
+class InferenceApp(Flask):
+    """A Flask app around one loaded model."""
+
+    json_provider_class = StrictJSONProvider
+
+    def __init__(self, runner: Runner) -> None:
+        super().__init__("inference", static_folder=None)
+        #: The model and its health.
+        self.runner = runner
+
+
+def create_app(config: Config | None = None, model: Model[Any, Any] | None = None) -> InferenceApp:
+    """Load a model, try it on its sample and build the app around it.
+
+    Args:
+        config: the settings; read from the environment when not given.
+        model: a model that is not set up yet; made from ``config.model`` when not given.
+
+    Raises:
+        ConfigError: the settings are wrong.
+        ArtifactError: a file of the release is missing or damaged.
+        SampleError: the model does not give the known answer.
+    """
+    config = config or Config.from_environ(os.environ)
+    runner = Runner(config, model or loader.model_class(config.model)())
+    app = InferenceApp(runner)
+    lifecycle.register(app, config)
+    problems.register(app)
+    app.register_blueprint(service.create(config, runner))
+    app.register_blueprint(health.create(config, runner))
+    runner.start()
+    return app

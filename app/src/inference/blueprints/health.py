@@ -1,0 +1,75 @@
+"""Routes for operators and load balancers: alive, ready, which version."""
+
+from __future__ import annotations
+
+import json
+import platform
+from importlib import metadata
+from typing import Any
+
+from flask import Blueprint, Response, jsonify
+
+from inference import loader, logs
+from inference.config import Config
+from inference.errors import ArtifactError
+from inference.runner import Runner
+
+
+def create(config: Config, runner: Runner) -> Blueprint:
+    """Make the blueprint of ``/healthz``, ``/readyz`` and ``/version``.
+
+    Raises:
+        ArtifactError: the release's ``REVISION.json`` is damaged.
+    """
+    blueprint = Blueprint("health", __name__)
+    place = {"service": config.service, "device": config.device, "release": config.release}
+    revision = _revision(config)
+
+    @blueprint.get("/healthz")
+    def healthz() -> Response:
+        """The process lives and answers; says nothing of the model."""
+        return jsonify({"status": "alive", **place})
+
+    @blueprint.get("/readyz")
+    def readyz() -> Response:
+        """The sample has given its known answer in this worker, on this device, not long ago."""
+        health = runner.health()
+        return jsonify(
+            {
+                "status": "ready",
+                **place,
+                "last_success": logs.timestamp(health.last_success),
+                "age_seconds": round(health.age, 3),
+            }
+        )
+
+    @blueprint.get("/version")
+    def version() -> Response:
+        """What runs here."""
+        facts: dict[str, Any] = {
+            "version": metadata.version("inference"),
+            **place,
+            "model": runner.model_name,
+            "torch_device": runner.torch_device,
+            "python": platform.python_version(),
+        }
+        if torch := loader.torch_version():
+            facts["torch"] = torch
+        if revision is not None:
+            facts["revision"] = revision
+        return jsonify(facts)
+
+    return blueprint
+
+
+def _revision(config: Config) -> dict[str, Any] | None:
+    path = config.artifacts.absolute().parent / "REVISION.json"
+    if not path.exists():
+        return None
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path}: not readable as JSON: {error}") from error
+    if not isinstance(facts, dict):
+        raise ArtifactError(f"{path}: must hold a JSON object, not {type(facts).__name__}")
+    return facts

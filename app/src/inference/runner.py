@@ -1,0 +1,256 @@
+"""Run one model: one request at a time, within its deadline, and know whether it still works."""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from inference import loader, server
+from inference.compare import difference
+from inference.config import Config
+from inference.errors import ConfigError, NotReady, OverTime, Problem, SampleError
+from inference.model import Model
+from inference.watchdog import Watchdog
+
+#: Members of an answer that belong to the service; a model may not give them.
+RESERVED_MEMBERS = frozenset({"request_id", "model", "device", "timing_ms"})
+
+#: A model that hangs for this many times the request's timeout ends the process.
+STUCK_FACTOR = 2.0
+#: Failed samples in a row after which the worker asks to be replaced: the first may be bad luck, a
+#: broken CUDA context stays broken for the life of its process.
+FAILURES_TO_RETIRE = 2
+#: Shortest time in seconds between two runs of a failing sample, so that probes cannot keep the device busy.
+RETRY_SECONDS = 1.0
+#: Seconds that /readyz waits for the device before it trusts the last result.
+PATIENCE_SECONDS = 1.0
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Members that the model gave, and where the time went, in seconds."""
+
+    members: dict[str, Any]
+    waited: float
+    decode: float
+    compute: float
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """When the sample last gave the known answer.
+
+    Attributes:
+        last_success: seconds since the epoch.
+        age: seconds since then.
+    """
+
+    last_success: float
+    age: float
+
+
+class Runner:
+    """Own a model from load to exit.
+
+    Args:
+        config: the settings.
+        model: a model that is not set up yet.
+        retire: asks the server to replace this worker.
+        watchdog: ends the process when the model hangs; made from the settings when not given.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        model: Model[Any, Any],
+        *,
+        retire: Callable[[], None] = server.retire,
+        watchdog: Watchdog | None = None,
+    ) -> None:
+        self._config = config
+        self._model: Model[Any, Any] = model
+        self._retire = retire
+        self._watchdog = watchdog or Watchdog(STUCK_FACTOR * config.timeout_seconds)
+        # In process mode a worker has one device and computes one request at a time, whatever number of
+        # threads the server gives it; the others still answer health checks and refuse what is over time.
+        self._turn = threading.Lock()
+        self._sound = False
+        self._failures = 0
+        self._attempt = -math.inf
+        self._success = -math.inf
+        self._success_wall = 0.0
+        self._load_seconds = 0.0
+        self.torch_device = "cpu"
+
+    @property
+    def field(self) -> str:
+        """Name of the multipart field that holds the input."""
+        return self._model.field
+
+    @property
+    def model_name(self) -> str:
+        """Name of the model in answers."""
+        return self._model.name
+
+    def start(self) -> None:
+        """Load the model and run its sample once.
+
+        Raises:
+            ConfigError: the settings do not fit the model or the machine.
+            ArtifactError: a file of the release is missing or damaged.
+            SampleError: the model works, but not as known.
+        """
+        began = time.monotonic()
+        context = loader.context(self._config, self._model)
+        self.torch_device = context.device
+        self._model.setup(context)
+        loaded = time.monotonic()
+        clash = RESERVED_MEMBERS & set(self._run_sample())
+        if clash:
+            raise ConfigError(f"model {self.model_name!r} answers with reserved members: {', '.join(sorted(clash))}")
+        self._load_seconds = time.monotonic() - began
+        facts = {
+            "model": self.model_name,
+            "torch_device": context.device,
+            "torch": loader.torch_version(),
+            "load_seconds": round(loaded - began, 3),
+            "sample_seconds": round(time.monotonic() - loaded, 3),
+        }
+        _log.info("model_loaded", extra={"facts": facts})
+
+    def answer(self, body: bytes, content_type: str, deadline: float) -> Answer:
+        """Answer one request.
+
+        Args:
+            body: the input.
+            content_type: its media type, empty when unknown.
+            deadline: :func:`time.monotonic` instant after which compute does not start any more.
+
+        Raises:
+            Problem: the client's fault, or the request is over its time, or this worker is not ready.
+            Exception: the model's fault; the sample then runs again before anything else does.
+        """
+        self._refuse_late(deadline)
+        began = time.monotonic()
+        with self._watchdog.watching():
+            item = self._model.decode(body, content_type)
+        decoded = time.monotonic()
+        if not self._turn.acquire(timeout=max(0.0, deadline - decoded)):
+            self._refuse_late(deadline)
+        try:
+            started = time.monotonic()
+            self._refuse_late(deadline)
+            if not self._sound:
+                self._check()
+                started = time.monotonic()
+            with self._watching_model():
+                output = self._predict(item)
+                ended = time.monotonic()
+                members = self._model.encode(output)
+        finally:
+            self._turn.release()
+        return Answer(members, waited=started - decoded, decode=decoded - began, compute=ended - started)
+
+    def health(self) -> Health:
+        """Say when the sample last worked; run it again when that is too long ago or something failed since.
+
+        Raises:
+            NotReady: the sample does not work.
+        """
+        if not self._is_fresh():
+            if self._turn.acquire(timeout=PATIENCE_SECONDS):
+                try:
+                    if not self._is_fresh():
+                        self._check()
+                finally:
+                    self._turn.release()
+            elif not self._sound:
+                raise NotReady("The device is busy, and its last inference failed.", retry_after=self._retry_after())
+            # A sound device that is busy with a long request stays ready; the watchdog bounds how long.
+        return Health(self._success_wall, time.monotonic() - self._success)
+
+    def close(self) -> None:
+        """Let go of the model and of the GPU's memory while Python still works.
+
+        Left to the interpreter's teardown, CUDA's own may run first, and the process ends in a crash.
+        """
+        import gc
+        import sys
+
+        del self._model
+        gc.collect()
+        torch = sys.modules.get("torch")
+        if torch is not None and self.torch_device.startswith("cuda"):
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
+
+    def _is_fresh(self) -> bool:
+        return self._sound and time.monotonic() - self._success <= self._config.ready_seconds
+
+    def _refuse_late(self, deadline: float) -> None:
+        if time.monotonic() >= deadline:
+            raise OverTime(
+                f"The request waited longer than its {self._config.timeout_seconds:g} seconds; it was not computed."
+            )
+
+    def _retry_after(self) -> int:
+        # A worker that is not ready is at best ready again after a new one has loaded.
+        return max(1, math.ceil(self._load_seconds))
+
+    @contextmanager
+    def _watching_model(self) -> Iterator[None]:
+        """Note that the model is at fault when the block fails, unless it blames the client by a Problem."""
+        try:
+            with self._watchdog.watching():
+                yield
+        except Problem:
+            raise
+        except Exception:
+            self._sound = False
+            raise
+
+    def _predict(self, item: Any) -> Any:
+        outputs = self._model.predict([item])
+        if len(outputs) != 1:
+            raise RuntimeError(f"model {self.model_name!r} gave {len(outputs)} outputs for 1 input")
+        return outputs[0]
+
+    def _check(self) -> None:
+        """Run the sample again; the caller holds the turn."""
+        now = time.monotonic()
+        if now - self._attempt >= RETRY_SECONDS or self._sound:
+            self._attempt = now
+            try:
+                with self._watchdog.watching():
+                    self._run_sample()
+                return
+            except Exception:  # noqa: BLE001 - whatever a model can raise means that it is not ready
+                self._sound = False
+                self._failures += 1
+                _log.exception("sample_failed", extra={"facts": {"failures": self._failures}})
+                if self._failures == FAILURES_TO_RETIRE:
+                    self._retire()
+        raise NotReady(
+            "The inference with a known answer failed on this device; the log says why.",
+            retry_after=self._retry_after(),
+        )
+
+    def _run_sample(self) -> dict[str, Any]:
+        sample = self._model.sample()
+        item = self._model.decode(sample.body, sample.content_type)
+        answer = self._model.encode(self._predict(item))
+        if text := difference(sample.expected, answer, sample.tolerance):
+            raise SampleError(f"model {self.model_name!r} on {self.torch_device}: {text}")
+        self._sound = True
+        self._failures = 0
+        self._success = time.monotonic()
+        self._success_wall = time.time()
+        return answer

@@ -1,0 +1,82 @@
+"""End a process whose model hangs.
+
+uWSGI's harakiri has one timer for each process, which every other thread's request resets, so it is
+right only with one thread. This watchdog times each call of the model by itself. It needs the
+interpreter lock: a call that hangs without ever releasing it is only ended by harakiri.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from inference import logs
+
+#: Exit status of a process ended by the watchdog; uWSGI gives no meaning of its own to it.
+EXIT_STUCK = 86
+
+_log = logging.getLogger(__name__)
+
+
+def end_process() -> None:
+    """End this process at once, without teardown, which could hang as the model does."""
+    for handler in logging.getLogger().handlers:
+        handler.flush()
+    os._exit(EXIT_STUCK)
+
+
+class Watchdog:
+    """Watch calls from one background thread, which starts with the first call.
+
+    Args:
+        limit_seconds: a call that runs longer ends the process.
+        on_stuck: what to do then; tests replace it.
+    """
+
+    def __init__(self, limit_seconds: float, on_stuck: Callable[[], None] = end_process) -> None:
+        self._limit = limit_seconds
+        self._on_stuck = on_stuck
+        self._calls: dict[int, tuple[float, str | None]] = {}
+        self._started = threading.Lock()
+        # Polling costs one wake-up a second at most and keeps the request's path free of signalling.
+        self._period = min(1.0, limit_seconds / 10)
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Watch the calling thread until the block ends."""
+        if self._started.acquire(blocking=False):
+            threading.Thread(target=self._run, name="watchdog", daemon=True).start()
+        ident = threading.get_ident()
+        self._calls[ident] = (time.monotonic(), logs.request_id.get())
+        try:
+            yield
+        finally:
+            self._calls.pop(ident, None)
+
+    def _run(self) -> None:
+        while True:
+            time.sleep(self._period)
+            now = time.monotonic()
+            # list(): requests come and go on other threads while this one looks.
+            for ident, (began, request_id) in list(self._calls.items()):
+                if now - began > self._limit:
+                    self._report(ident, now - began, request_id)
+                    self._on_stuck()
+                    return
+
+    def _report(self, ident: int, seconds: float, request_id: str | None) -> None:
+        frame = sys._current_frames().get(ident)
+        facts = {
+            "request_id": request_id,
+            "seconds": round(seconds, 3),
+            "limit_seconds": self._limit,
+            "exit_status": EXIT_STUCK,
+            "stack": "".join(traceback.format_stack(frame)) if frame else None,
+        }
+        _log.critical("model_stuck", extra={"facts": facts})

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from inference.config import Config
+from inference.errors import ConfigError
+
+
+def test_defaults_without_any_variable() -> None:
+    assert Config.from_environ({"PATH": "/bin"}) == Config()
+
+
+def test_every_setting_is_read() -> None:
+    found = Config.from_environ(
+        {
+            "INFERENCE_SERVICE": "mlp",
+            "INFERENCE_ROUTE": "/v2/mlp",
+            "INFERENCE_MODEL": "a.b:C",
+            "INFERENCE_OPTIONS": '{"program": "x.pt2"}',
+            "INFERENCE_ARTIFACTS": "/opt/x/models",
+            "INFERENCE_RELEASE": "20260101T000000-1",
+            "INFERENCE_DEVICE": "gpu1",
+            "INFERENCE_ACCELERATOR": "cuda",
+            "INFERENCE_THREADS": "4",
+            "INFERENCE_MAX_BODY_BYTES": "1000",
+            "INFERENCE_MAX_PIXELS": "2000",
+            "INFERENCE_TIMEOUT_SECONDS": "2.5",
+            "INFERENCE_READY_SECONDS": "0",
+            "INFERENCE_LOG_LEVEL": "debug",
+        }
+    )
+    assert found == Config(
+        service="mlp",
+        route="/v2/mlp",
+        model="a.b:C",
+        options={"program": "x.pt2"},
+        artifacts=Path("/opt/x/models"),
+        release="20260101T000000-1",
+        device="gpu1",
+        accelerator="cuda",
+        threads=4,
+        max_body_bytes=1000,
+        max_pixels=2000,
+        timeout_seconds=2.5,
+        ready_seconds=0.0,
+        log_level="debug",
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        ("SERVICE", "", "1 to 128 letters"),
+        ("ROUTE", "v1/parse", "a path such as /v1/parse"),
+        ("ROUTE", "/v1/parse/", "without a slash at its end"),
+        ("ROUTE", "/v1/<x>", "a path such as /v1/parse"),
+        ("ROUTE", "/readyz", "must not be one of /healthz, /readyz, /version"),
+        ("MODEL", "a.b.C", "module:Class"),
+        ("OPTIONS", "{", "a JSON object"),
+        ("OPTIONS", "[]", "a JSON object, not list"),
+        ("ARTIFACTS", "", "the path of a folder"),
+        ("RELEASE", "../x", "a letter or digit first"),
+        ("ACCELERATOR", "gpu", "one of cpu, cuda, auto"),
+        ("THREADS", "0", "an integer from 1 to 1024"),
+        ("THREADS", "1_0", "an integer from 1 to 1024"),
+        ("THREADS", "-1", "an integer from 1 to 1024"),
+        ("MAX_BODY_BYTES", "100MB", "an integer from 1"),
+        ("MAX_PIXELS", "1e6", "an integer from 1"),
+        ("TIMEOUT_SECONDS", "nan", "a number of seconds from 0.001"),
+        ("TIMEOUT_SECONDS", "soon", "a number of seconds from 0.001"),
+        ("READY_SECONDS", "-1", "a number of seconds from 0"),
+        ("LOG_LEVEL", "INFO", "one of debug, info, warning, error"),
+    ],
+)
+def test_bad_value_is_refused_with_name_value_and_what_is_allowed(name: str, value: str, allowed: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Config.from_environ({f"INFERENCE_{name}": value})
+    assert str(caught.value).startswith(f"INFERENCE_{name}={value!r}: must ")
+    assert allowed in str(caught.value)
+
+
+def test_unknown_name_gets_the_nearest_one() -> None:
+    with pytest.raises(ConfigError, match="INFERENCE_TREADS='2': no such setting; did you mean INFERENCE_THREADS?"):
+        Config.from_environ({"INFERENCE_TREADS": "2"})
+
+
+def test_unknown_name_with_nothing_near_gets_all_names() -> None:
+    with pytest.raises(ConfigError, match="allowed are INFERENCE_ACCELERATOR, .*INFERENCE_TIMEOUT_SECONDS"):
+        Config.from_environ({"INFERENCE_XYZZY": "2"})
+
+
+def test_all_mistakes_are_told_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        Config.from_environ({"INFERENCE_THREADS": "x", "INFERENCE_ROUTE": "y", "INFERENCE_DEVICE": "gpu0"})
+    assert [line.split("=")[0] for line in str(caught.value).splitlines()] == ["INFERENCE_ROUTE", "INFERENCE_THREADS"]

@@ -1,0 +1,210 @@
+"""Filters that turn the service definitions of an inventory into vassals."""
+
+from __future__ import annotations
+
+import base64
+import copy
+import functools
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from ansible.errors import AnsibleFilterError
+
+ROLES = Path(__file__).resolve().parents[2] / "roles"
+MODELS = Path(__file__).resolve().parents[2] / "app" / "src" / "inference" / "models"
+#: TCP ports of a second vassal of the same service on the same device lie this far above those of the first.
+PORT_STRIDE = 50
+
+#: What the built-in models need and answer; a service may override any of it.
+BUILT_IN: dict[str, dict[str, Any]] = {
+    "inference.models.ocr:OcrModel": {
+        "extras": ["ocr", "torch"],
+        "sample": {
+            "file": str(MODELS / "ocr" / "sample.png"),
+            "content_type": "image/png",
+            "expect_file": str(MODELS / "ocr" / "sample.json"),
+        },
+    },
+    "inference.models.echo:EchoModel": {
+        "extras": [],
+        "sample": {"text": "hello", "content_type": "text/plain", "expect": {"echo": "hello"}},
+    },
+    "inference.models.program:ProgramModel": {"extras": ["torch"]},
+}
+
+
+@functools.cache
+def service_options() -> dict[str, Any]:
+    """Options of one service, from the role's own argument spec: the one place where defaults stand."""
+    spec = yaml.safe_load((ROLES / "services" / "meta" / "argument_specs.yml").read_text())
+    options: dict[str, Any] = spec["argument_specs"]["main"]["options"]["services"]["options"]
+    return options
+
+
+def services_resolve(services: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Fill every service with the spec's defaults and with what its model brings.
+
+    Raises:
+        AnsibleFilterError: two services share a name, a route on one port, or TCP ports.
+    """
+    resolved = []
+    for given in services:
+        service = {name: copy.deepcopy(option.get("default")) for name, option in service_options().items()}
+        if given.get("program") and not given.get("model"):
+            service["model"] = "inference.models.program:ProgramModel"
+        service.update(given)
+        built_in = copy.deepcopy(BUILT_IN.get(service["model"], {}))
+        if service["extras"] is None:
+            service["extras"] = built_in.get("extras", ["torch"])
+        service["sample"] = service["sample"] or built_in.get("sample") or {}
+        service["options"] = dict(service["options"])
+        if service["program"]:
+            service["options"].setdefault("program", Path(service["program"]).name)
+        resolved.append(service)
+    check_clashes(resolved)
+    return resolved
+
+
+def check_clashes(services: list[dict[str, Any]]) -> None:
+    """Refuse services that would take each other's name, route or ports."""
+    seen: dict[tuple[Any, ...], str] = {}
+    for service in services:
+        keys: list[tuple[Any, ...]] = [("name", service["name"]), ("port and route", service["port"], service["route"])]
+        if service["transport"] == "tcp":
+            keys.append(("base_port", service["base_port"]))
+        for key in keys:
+            if key in seen:
+                raise AnsibleFilterError(
+                    f"services: {service['name']!r} and {seen[key]!r} have the same {key[0]}: {', '.join(map(str, key[1:]))}. "
+                    "Give one of them another."
+                )
+            seen[key] = service["name"]
+
+
+def services_extras(services: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Extras of the app's package that the services need together."""
+    return sorted({extra for service in services for extra in service["extras"]})
+
+
+def workers_auto(service: Mapping[str, Any], device: Mapping[str, Any], host: Mapping[str, Any], device_count: int) -> int:
+    """Workers that fit: (device memory - reserve) / memory per worker, capped by the host's memory, at least 1.
+
+    On a CPU device also no more than it has cores: further workers would only take turns.
+    """
+    fit = (int(device["memory_mib"]) - int(service["device_reserve_mib"])) // int(service["memory_per_worker_mib"])
+    host_share = (int(host["memory_mib"]) - int(service["host_reserve_mib"])) // device_count
+    fit = min(fit, host_share // int(service["host_memory_per_worker_mib"]))
+    if device["kind"] == "cpu":
+        fit = min(fit, int(device["cores"]) // int(service["threads"]))
+    return max(1, fit)
+
+
+def services_workers(service: Mapping[str, Any], device: Mapping[str, Any], host: Mapping[str, Any], device_count: int) -> int:
+    """Number of worker processes of a service on a device.
+
+    Raises:
+        AnsibleFilterError: ``workers`` is neither ``auto`` nor a whole number above 0.
+    """
+    wanted = str(service["workers"])
+    if wanted == "auto":
+        return workers_auto(service, device, host, device_count)
+    if not wanted.isdigit() or int(wanted) < 1:
+        raise AnsibleFilterError(f"services: {service['name']}: workers is {wanted!r}; it takes 'auto' or a whole number above 0.")
+    return int(wanted)
+
+
+def services_plan(
+    services: Iterable[Mapping[str, Any]], devices: list[Mapping[str, Any]], host: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """One entry for each vassal of a host: every service on every device, with workers, threads and ports worked out."""
+    plan = []
+    for service in services:
+        for position, device in enumerate(devices):
+            workers = services_workers(service, device, host, len(devices))
+            port = int(service["base_port"]) + position
+            plan.append(
+                {
+                    "service": service,
+                    "device": device,
+                    "workers": workers,
+                    "compute_threads": max(1, int(device["cores"]) // (workers * int(service["threads"]))),
+                    "ports": [port, port + PORT_STRIDE] if service["transport"] == "tcp" else [],
+                }
+            )
+    return plan
+
+
+def services_environment(vassal: Mapping[str, Any], release: Mapping[str, Any]) -> dict[str, str]:
+    """Environment of a vassal: what the app reads, thread counts, then the service's own."""
+    service, device = vassal["service"], vassal["device"]
+    threads = str(vassal["compute_threads"])
+    return {
+        "INFERENCE_SERVICE": service["name"],
+        "INFERENCE_ROUTE": service["route"],
+        "INFERENCE_MODEL": service["model"],
+        "INFERENCE_OPTIONS": json.dumps(service["options"], sort_keys=True, ensure_ascii=True),
+        "INFERENCE_ARTIFACTS": f"{release['dir']}/models",
+        "INFERENCE_RELEASE": release["id"],
+        "INFERENCE_DEVICE": device["name"],
+        "INFERENCE_ACCELERATOR": "cpu" if device["kind"] == "cpu" else "cuda",
+        "INFERENCE_THREADS": threads,
+        "INFERENCE_MAX_BODY_BYTES": str(int(service["max_body_mib"]) * 2**20),
+        "INFERENCE_MAX_PIXELS": str(service["max_pixels"]),
+        "INFERENCE_TIMEOUT_SECONDS": str(service["timeout_seconds"]),
+        "INFERENCE_LOG_LEVEL": service["log_level"],
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+        "OPENBLAS_NUM_THREADS": threads,
+        **{str(name): str(value) for name, value in service["environment"].items()},
+    }
+
+
+def uwsgi_value(value: Any) -> str:
+    """A value as uWSGI's ini wants it: booleans in words, percent signs doubled.
+
+    Raises:
+        AnsibleFilterError: it holds a line break, or one of uWSGI's own placeholders.
+    """
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    if "\n" in text or "$(" in text or "@(" in text:
+        raise AnsibleFilterError(f"a value for uWSGI may not hold a line break, '$(' or '@(': {text!r}")
+    return text.replace("%", "%%")
+
+
+def services_sample(service: Mapping[str, Any]) -> dict[str, Any]:
+    """The request with a known answer: ``body_b64``, ``content_type`` and ``expect``; empty when there is none.
+
+    Raises:
+        AnsibleFilterError: a file that it names is not there.
+    """
+    sample = service["sample"]
+    if not sample:
+        return {}
+    try:
+        body = Path(sample["file"]).read_bytes() if sample.get("file") else str(sample.get("text", "")).encode()
+        expect = json.loads(Path(sample["expect_file"]).read_text()) if sample.get("expect_file") else sample.get("expect", {})
+    except (OSError, ValueError) as error:
+        raise AnsibleFilterError(f"services: {service['name']}: sample: {error}") from error
+    return {
+        "body_b64": base64.b64encode(body).decode(),
+        "content_type": sample.get("content_type") or "application/octet-stream",
+        "expect": expect,
+    }
+
+
+class FilterModule:
+    """Filters of the roles services, site, release and verify."""
+
+    def filters(self) -> dict[str, Any]:
+        """Names that templates use."""
+        return {
+            "services_resolve": services_resolve,
+            "services_extras": services_extras,
+            "services_plan": services_plan,
+            "services_environment": services_environment,
+            "services_sample": services_sample,
+            "uwsgi_value": uwsgi_value,
+        }

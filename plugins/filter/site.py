@@ -1,0 +1,43 @@
+"""Filters that group services into nginx sites and lay out their files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+
+def site_list(services: Iterable[Mapping[str, Any]], upstreams: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One site for each port, named after its first service."""
+    upstreams = list(upstreams)
+    sites: dict[int, dict[str, Any]] = {}
+    for service in services:
+        site = sites.setdefault(service["port"], {"name": service["name"], "port": service["port"], "services": []})
+        site["services"].append(service)
+    for site in sites.values():
+        names = {service["name"] for service in site["services"]}
+        site["upstreams"] = [one for one in upstreams if one["service"] in names]
+    return list(sites.values())
+
+
+def nginx_files(main: str, sites: Iterable[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Files below ``/etc/nginx``: the main one, then the site and the upstreams of each site."""
+    files = [{"path": "nginx.conf", "content": main}]
+    for site in sites:
+        files.append({"path": f"upstreams/{site['name']}.conf", "content": site["upstream"]})
+        files.append({"path": f"sites-available/{site['name']}.conf", "content": site["site"]})
+    return files
+
+
+def nginx_links(sites: Iterable[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Links that enable the sites; relative, so that they also hold in a copy of the folder."""
+    return [
+        {"path": f"sites-enabled/{site['name']}.conf", "target": f"../sites-available/{site['name']}.conf"} for site in sites
+    ]
+
+
+class FilterModule:
+    """Filters of the roles site and nginx."""
+
+    def filters(self) -> dict[str, Any]:
+        """Names that templates use."""
+        return {"site_list": site_list, "nginx_files": nginx_files, "nginx_links": nginx_links}

@@ -1,0 +1,71 @@
+#!/usr/bin/python
+"""Tell what runs on a host, device by device."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: host_status
+short_description: Devices and vassals of a host with their workers
+options:
+  devices: {description: Devices, as in C(fleet_devices)., type: list, elements: dict, required: true}
+  devices_dir: {description: Folder of the devices., type: path, default: /etc/fleet/devices}
+  run_dir: {description: Folder of the sockets., type: path, default: /run/fleet}
+"""
+
+import datetime  # noqa: E402
+import re  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+from ansible.module_utils.basic import AnsibleModule  # noqa: E402
+from ansible.module_utils.fleet_socket import SocketError, stats, stats_path  # type: ignore[import-not-found]  # noqa: E402
+
+
+def vassal_status(path: Path, device: str, run_dir: str) -> dict:
+    """What a vassal's file and its stats say."""
+    text = path.read_text()
+    release = re.search(r"^chdir = .*/([^/\n]+)$", text, re.MULTILINE)
+    wanted = re.search(r"^workers = (\d+)$", text, re.MULTILINE)
+    found = {
+        "name": path.stem,
+        "service": path.stem.split("--")[0],
+        "release": release[1] if release else "?",
+        "workers": int(wanted[1]) if wanted else 0,
+        "accepting": 0,
+        "busy": 0,
+        "requests": 0,
+        "since": datetime.datetime.fromtimestamp(path.stat().st_mtime, datetime.timezone.utc).isoformat(timespec="seconds"),
+        "state": "ok",
+    }
+    try:
+        state = stats(stats_path(run_dir, device, path.stem))
+    except SocketError as error:
+        return {**found, "state": "DOWN", "error": str(error)}
+    workers = state.get("workers", [])
+    found["accepting"] = sum(1 for one in workers if one["accepting"] and one["pid"])
+    found["busy"] = sum(1 for one in workers if one["status"] == "busy")
+    found["requests"] = sum(one["requests"] for one in workers)
+    if found["accepting"] < found["workers"]:
+        found["state"] = "STARTING" if found["accepting"] == 0 else "PARTLY"
+    return found
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(
+        argument_spec={
+            "devices": {"type": "list", "elements": "dict", "required": True},
+            "devices_dir": {"type": "path", "default": "/etc/fleet/devices"},
+            "run_dir": {"type": "path", "default": "/run/fleet"},
+        },
+        supports_check_mode=True,
+    )
+    devices = []
+    for device in module.params["devices"]:
+        files = sorted((Path(module.params["devices_dir"]) / device["name"] / "vassals").glob("*.ini"))
+        vassals = [vassal_status(path, device["name"], module.params["run_dir"]) for path in files]
+        devices.append({**device, "vassals": vassals})
+    module.exit_json(changed=False, status={"devices": devices})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,213 @@
+#!/usr/bin/python
+"""Place a whole nginx configuration, only when nginx accepts it, and make the running nginx use it."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: nginx_config
+short_description: Test a whole configuration beside the running one, place it, reload and wait for the switch
+description:
+  - The new files are laid into a copy of the configuration folder and tested there as a whole with C(nginx -t).
+    A refused configuration therefore never lies where nginx would read it, not even for a moment.
+  - Files that an earlier run placed and that are no longer wanted are removed.
+  - After a reload the module waits until the workers with the former configuration are gone.
+options:
+  files: {description: "Wanted files: path (relative to the folder) and content.", type: list, elements: dict, required: true}
+  links: {description: "Wanted links: path and target, relative.", type: list, elements: dict, default: []}
+  root: {description: Folder of the configuration., type: path, default: /etc/nginx}
+  state_file: {description: Where the module remembers what it placed and what nginx has loaded., type: path, default: /var/lib/fleet/nginx.json}
+  nginx: {description: The program., type: str, default: nginx}
+  pid_file: {description: File with the process id of the master., type: path, default: /run/nginx.pid}
+  wait_seconds: {description: Longest time to wait for former workers to finish their requests., type: int, default: 120}
+"""
+
+import hashlib  # noqa: E402
+import json  # noqa: E402
+import os  # noqa: E402
+import shutil  # noqa: E402
+import tempfile  # noqa: E402
+import time  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+from ansible.module_utils.basic import AnsibleModule  # noqa: E402
+
+START_SECONDS = 10
+POLL_SECONDS = 0.1
+
+
+def children(pid: int) -> set[int]:
+    """Processes whose parent is ``pid``."""
+    found = set()
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            # The name in parentheses may hold spaces; the parent is the second field behind it.
+            fields = (entry / "stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[1]) == pid:
+            found.add(int(entry.name))
+    return found
+
+
+class Configuration:
+    """The configuration folder of one host."""
+
+    def __init__(self, module: AnsibleModule) -> None:
+        options = module.params
+        self.module = module
+        self.root = Path(options["root"])
+        self.files: dict[str, str] = {one["path"]: one["content"] for one in options["files"]}
+        self.links: dict[str, str] = {one["path"]: one["target"] for one in options["links"]}
+        self.state_file = Path(options["state_file"])
+        self.pid_file = Path(options["pid_file"])
+        self.state: dict = json.loads(self.state_file.read_text()) if self.state_file.is_file() else {}
+        self.hash = hashlib.sha256(json.dumps([self.files, self.links], sort_keys=True).encode()).hexdigest()
+
+    def unwanted(self) -> list[str]:
+        """Paths that an earlier run placed and that nothing wants now."""
+        return [path for path in self.state.get("placed", []) if path not in self.files and path not in self.links]
+
+    def differences(self) -> list[dict]:
+        """What placing would change, as Ansible's diff wants it."""
+        found = []
+        for path, content in self.files.items():
+            target = self.root / path
+            former = target.read_text() if target.is_file() else ""
+            if former != content:
+                found.append({"before_header": str(target), "after_header": str(target), "before": former, "after": content})
+        for path, to in self.links.items():
+            target = self.root / path
+            former = os.readlink(target) if target.is_symlink() else ""
+            if former != to:
+                found.append({"before_header": str(target), "after_header": str(target), "before": f"{former}\n", "after": f"-> {to}\n"})
+        for path in self.unwanted():
+            if (self.root / path).exists() or (self.root / path).is_symlink():
+                found.append({"before_header": str(self.root / path), "after_header": "", "before": "there\n", "after": ""})
+        return found
+
+    def lay_into(self, folder: Path) -> None:
+        """Write all files and links into a folder, each in one step."""
+        for path, content in self.files.items():
+            target = folder / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            partial = target.with_name(f".{target.name}.partial")
+            partial.write_text(content)
+            partial.chmod(0o644)
+            partial.rename(target)
+        for path, to in self.links.items():
+            target = folder / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            partial = target.with_name(f".{target.name}.partial")
+            partial.unlink(missing_ok=True)
+            partial.symlink_to(to)
+            partial.rename(target)
+        for path in self.unwanted():
+            (folder / path).unlink(missing_ok=True)
+
+    def test(self) -> None:
+        """Have nginx test the wanted configuration in a copy; fail the module when it refuses it."""
+        # A name below /etc keeps relative includes and the rights of the original.
+        copy = Path(tempfile.mkdtemp(prefix=".nginx-test-", dir=self.root.parent))
+        try:
+            shutil.copytree(self.root, copy, symlinks=True, dirs_exist_ok=True)
+            self.lay_into(copy)
+            rc, out, err = self.module.run_command([self.module.params["nginx"], "-t", "-q", "-c", str(copy / "nginx.conf")])
+            if rc != 0:
+                said = (out + err).strip().replace(str(copy), str(self.root))
+                self.module.fail_json(
+                    msg=f"nginx refuses the new configuration; nothing was changed and the former one serves on. nginx says:\n{said}"
+                )
+        finally:
+            shutil.rmtree(copy, ignore_errors=True)
+
+    def keep_original(self) -> None:
+        """Keep the first nginx.conf that was there before this project."""
+        original, kept = self.root / "nginx.conf", self.root / "nginx.conf.before-fleet"
+        if original.is_file() and not kept.exists() and "placed" not in self.state:
+            shutil.copy2(original, kept)
+
+    def remember(self, **further: object) -> None:
+        """Write the state file in one step."""
+        self.state = {**self.state, "placed": sorted([*self.files, *self.links]), **further}
+        self.state_file.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.state_file.with_suffix(".partial")
+        partial.write_text(json.dumps(self.state))
+        partial.rename(self.state_file)
+
+    def master(self) -> int:
+        """Process id of the running master, or 0."""
+        try:
+            pid = int(self.pid_file.read_text())
+            os.kill(pid, 0)
+        except (OSError, ValueError):
+            return 0
+        return pid
+
+    def reload(self, master: int) -> float:
+        """Reload and wait until the former workers are gone; gives the seconds that took."""
+        began = time.monotonic()
+        former = children(master)
+        rc, out, err = self.module.run_command([self.module.params["nginx"], "-s", "reload"])
+        if rc != 0:
+            self.module.fail_json(msg=f"nginx -s reload failed: {out}{err}")
+        while not children(master) - former:
+            if time.monotonic() - began > START_SECONDS:
+                log = Path("/var/log/nginx/error.log")
+                tail = "\n".join(log.read_text(errors="replace").splitlines()[-5:]) if log.is_file() else ""
+                self.module.fail_json(msg=f"nginx did not take the new configuration, the former one serves on. Its error log says:\n{tail}")
+            time.sleep(POLL_SECONDS)
+        # They hold the former list of devices; what is on their way must still find its vassal.
+        while former & children(master):
+            if time.monotonic() - began > self.module.params["wait_seconds"]:
+                self.module.fail_json(
+                    msg=f"nginx workers {sorted(former & children(master))} still serve requests of the former configuration "
+                    f"after {self.module.params['wait_seconds']} s. Look: ss -np | grep nginx; then deploy again."
+                )
+            time.sleep(POLL_SECONDS)
+        return time.monotonic() - began
+
+    def apply(self) -> None:
+        """Bring files and the running nginx to the wanted state; ends the module."""
+        differences = self.differences()
+        master = self.master()
+        # Also after a run that was cut off between placing and reloading.
+        stale = bool(master) and self.state.get("loaded") != self.hash
+        changed = bool(differences) or stale
+        if self.module.check_mode:
+            self.module.exit_json(changed=changed, diff=differences)
+        if differences:
+            self.test()
+            self.keep_original()
+            # What is placed is noted first, so that a run cut off here knows its files.
+            self.remember(placed=sorted({*self.state.get("placed", []), *self.files, *self.links}), loaded="")
+            self.lay_into(self.root)
+        seconds = self.reload(master) if changed and master else 0.0
+        if changed or self.state.get("loaded") != self.hash:
+            self.remember(loaded=self.hash)
+        self.module.exit_json(changed=changed, diff=differences, reload_seconds=round(seconds, 1), running=bool(master))
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(
+        argument_spec={
+            "files": {"type": "list", "elements": "dict", "required": True},
+            "links": {"type": "list", "elements": "dict", "default": []},
+            "root": {"type": "path", "default": "/etc/nginx"},
+            "state_file": {"type": "path", "default": "/var/lib/fleet/nginx.json"},
+            "nginx": {"type": "str", "default": "nginx"},
+            "pid_file": {"type": "path", "default": "/run/nginx.pid"},
+            "wait_seconds": {"type": "int", "default": 120},
+        },
+        supports_check_mode=True,
+    )
+    try:
+        Configuration(module).apply()
+    except OSError as error:
+        module.fail_json(msg=f"The configuration of nginx cannot be written: {error}. Is the disk full? (df -h /etc)")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,286 @@
+#!/usr/bin/python
+"""Check from the host itself that it serves as the inventory says."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: service_checks
+short_description: Check ports, workers, devices, answers and errors of a host
+description:
+  - Never fails because of what it finds; gives a list of checks, each with C(name), C(ok), C(detail) and C(mend).
+options:
+  vassals: {description: "Wanted vassals, as for the module C(vassals), with C(name) of each.", type: list, elements: dict, required: true}
+  services: {description: "Services with name, port, route, max_body_mib and sample.", type: list, elements: dict, required: true}
+  devices: {description: Names of the devices., type: list, elements: str, required: true}
+  manager: {description: Service manager., type: str, choices: [systemd, supervisor], required: true}
+  user: {description: User of the workers., type: str, required: true}
+  release: {description: Release that must answer., type: str, required: true}
+  devices_dir: {description: Folder of the devices., type: path, default: /etc/fleet/devices}
+  run_dir: {description: Folder of the sockets., type: path, default: /run/fleet}
+  timeout_seconds: {description: Longest time for one answer., type: int, default: 60}
+"""
+
+import base64  # noqa: E402
+import http.client  # noqa: E402
+import pwd  # noqa: E402
+import re  # noqa: E402
+from collections.abc import Callable  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+from ansible.module_utils.basic import AnsibleModule  # noqa: E402
+from ansible.module_utils.fleet_socket import (  # type: ignore[import-not-found]  # noqa: E402
+    Answer,
+    SocketError,
+    mismatch,
+    request,
+    stats,
+    stats_path,
+)
+
+LISTEN = "0A"
+REQUEST_ID = "fleet-verify-0001"
+
+
+class Failed(Exception):
+    """A check found something wrong; the text says what and which value was seen."""
+
+
+def listening() -> dict[int, set[str]]:
+    """TCP ports with listeners and their addresses, as hexadecimal text of /proc/net/tcp and tcp6, by socket inode."""
+    found: dict[int, set[str]] = {}
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        try:
+            lines = Path(table).read_text().splitlines()[1:]
+        except OSError:
+            continue
+        for line in lines:
+            fields = line.split()
+            if fields[3] == LISTEN:
+                found.setdefault(int(fields[9]), set()).add(fields[1])
+    return found
+
+
+def loopback(address: str) -> bool:
+    """Whether an address of /proc/net/tcp is one of the loopback's."""
+    return address.endswith("7F") if len(address) == 8 else address == "00000000000000000000000001000000"
+
+
+def listeners_of(chosen: Callable[[Path], bool]) -> set[tuple[str, int]]:
+    """``(address, port)`` of every socket on which the chosen processes listen."""
+    sockets = listening()
+    found: set[tuple[str, int]] = set()
+    for process in Path("/proc").iterdir():
+        try:
+            if not process.name.isdigit() or not chosen(process):
+                continue
+            for handle in (process / "fd").iterdir():
+                match = re.fullmatch(r"socket:\[(\d+)\]", str(handle.readlink()))
+                for text in sockets.get(int(match[1]), set()) if match else ():
+                    address, _, port = text.partition(":")
+                    found.add((address, int(port, 16)))
+        except OSError:
+            continue
+    return found
+
+
+def call(port: int, method: str, path: str, timeout: float, body: bytes = b"", headers: dict[str, str] | None = None) -> Answer:
+    """One request through nginx.
+
+    Raises:
+        Failed: no connection or no answer.
+    """
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
+    try:
+        connection.request(method, path, body=body or None, headers=headers or {})
+        response = connection.getresponse()
+        return Answer(response.status, {name.lower(): value for name, value in response.getheaders()}, response.read())
+    except (OSError, http.client.HTTPException) as error:
+        raise Failed(f"port {port}: {error or type(error).__name__}") from error
+    finally:
+        connection.close()
+
+
+def expect_problem(answer: Answer, status: int) -> str:
+    """Check that an answer is the problem it should be.
+
+    Raises:
+        Failed: with the status and body seen.
+    """
+    problem = answer.json()
+    if answer.status != status:
+        raise Failed(f"{answer.status} instead of {status}: {answer.body[:200].decode(errors='replace')}")
+    if answer.headers.get("content-type") != "application/problem+json":
+        raise Failed(f"content type {answer.headers.get('content-type')!r} instead of application/problem+json")
+    lacking = {"type", "title", "status", "detail", "request_id"} - set(problem)
+    if lacking or problem["status"] != status:
+        raise Failed(f"problem without {sorted(lacking) or 'its status'}: {problem}")
+    return f"{status} {problem['title']}"
+
+
+class Checks:
+    """All checks of one host, each run even when an earlier one failed."""
+
+    def __init__(self, module: AnsibleModule) -> None:
+        self.module = module
+        self.options = module.params
+        self.timeout = module.params["timeout_seconds"]
+        self.results: list[dict] = []
+
+    def check(self, name: str, what: Callable[[], str], mend: str) -> None:
+        """Run one check and note its result."""
+        try:
+            self.results.append({"name": name, "ok": True, "detail": what(), "mend": ""})
+        except (Failed, SocketError, OSError) as error:
+            self.results.append({"name": name, "ok": False, "detail": str(error), "mend": mend})
+
+    # ---- service manager and ports
+
+    def unit(self, name: str) -> str:
+        """A unit runs and starts with the host."""
+        if self.options["manager"] == "systemd":
+            words = [self.module.run_command(["systemctl", verb, name])[1].strip() for verb in ("is-active", "is-enabled")]
+            if words != ["active", "enabled"]:
+                raise Failed(f"{name} is {' and '.join(words)}")
+            return "active, enabled"
+        out = self.module.run_command(["supervisorctl", "status", name])[1].split()
+        if out[1:2] != ["RUNNING"]:
+            raise Failed(f"{name} is {out[1] if len(out) > 1 else 'unknown to supervisor'}")
+        return "running"
+
+    def open_ports(self) -> str:
+        """nginx listens on the services' ports and on no other."""
+        wanted = {service["port"] for service in self.options["services"]}
+        found = {port for _, port in listeners_of(lambda process: (process / "comm").read_text().strip() == "nginx")}
+        if missing := wanted - found:
+            raise Failed(f"nginx does not listen on {sorted(missing)}")
+        if surplus := found - wanted:
+            raise Failed(f"nginx also listens on {sorted(surplus)}")
+        return f"nginx listens on {', '.join(map(str, sorted(wanted)))} only"
+
+    def closed_ports(self) -> str:
+        """No emperor, vassal or worker listens beyond the loopback."""
+        owner = pwd.getpwnam(self.options["user"]).pw_uid
+        found = listeners_of(lambda process: process.stat().st_uid == owner)
+        if outside := {port for address, port in found if not loopback(address)}:
+            raise Failed(f"processes of {self.options['user']} listen beyond loopback on {sorted(outside)}")
+        return f"{self.options['user']} listens on nothing beyond loopback"
+
+    # ---- vassals
+
+    def vassal_file(self, vassal: dict) -> str:
+        """The vassal that the inventory describes was deployed."""
+        path = Path(self.options["devices_dir"]) / vassal["device"] / "vassals" / f"{vassal['name']}.ini"
+        if not path.is_file():
+            others = sorted(one.stem for one in path.parent.glob(f"{vassal['service']}--*.ini"))
+            raise Failed(f"{vassal['name']} is not there; {', '.join(others) or 'no vassal'} is. The inventory or the code changed since.")
+        match = re.search(r"^(?:http-)?socket = (\S+)$", path.read_text(), re.MULTILINE)
+        vassal["address"] = match[1] if match else ""
+        return str(vassal["name"])
+
+    def workers(self, vassal: dict) -> str:
+        """As many workers accept as were asked for, all of the right user."""
+        state = stats(stats_path(self.options["run_dir"], vassal["device"], vassal["name"]))
+        pids = [one["pid"] for one in state["workers"] if one["pid"] and one["accepting"]]
+        if len(pids) != vassal["workers"]:
+            raise Failed(f"{len(pids)} of {vassal['workers']} workers accept requests")
+        owner = pwd.getpwnam(self.options["user"]).pw_uid
+        for pid in [state["pid"], *pids]:
+            if (uid := Path(f"/proc/{pid}").stat().st_uid) != owner:
+                raise Failed(f"process {pid} runs as {pwd.getpwuid(uid).pw_name}, not as {self.options['user']}")
+        return f"{len(pids)} workers as {self.options['user']}"
+
+    def ready(self, vassal: dict) -> str:
+        """The device answers on its own socket, with the release that was deployed."""
+        answer = request(vassal["address"], vassal["protocol"], vassal["ready_path"], timeout=self.timeout)
+        if answer.status != 200:
+            raise Failed(f"{answer.status}: {answer.body[:200].decode(errors='replace')}")
+        seen = answer.json().get("release")
+        if seen != self.options["release"]:
+            raise Failed(f"release {seen} answers, {self.options['release']} was deployed")
+        return "known answer on its own socket"
+
+    # ---- through nginx
+
+    def known_answer(self, service: dict) -> str:
+        """The sample gives the known answer through nginx."""
+        sample = service["sample"]
+        answer = call(
+            service["port"], "POST", service["route"], self.timeout, base64.b64decode(sample["body_b64"]),
+            {"Content-Type": sample["content_type"], "X-Request-ID": REQUEST_ID},
+        )  # fmt: skip
+        if answer.status != 200:
+            raise Failed(f"{answer.status}: {answer.body[:200].decode(errors='replace')}")
+        if difference := mismatch(answer.json(), sample["expect"]):
+            raise Failed(difference)
+        if answer.headers.get("x-request-id") != REQUEST_ID:
+            raise Failed(f"X-Request-ID {REQUEST_ID} came back as {answer.headers.get('x-request-id')!r}")
+        return f"answered by {answer.json().get('device', '?')}"
+
+    def errors(self, service: dict) -> str:
+        """Bad requests get their errors."""
+        port, route = service["port"], service["route"]
+        seen = [
+            expect_problem(call(port, "GET", "/no/such/route", self.timeout), 404),
+            expect_problem(call(port, "DELETE", route, self.timeout), 405),
+            # Announced only: nginx refuses by the length, before anything is sent.
+            expect_problem(call(port, "POST", route, self.timeout, headers={"Content-Length": str((service["max_body_mib"] + 1) * 2**20)}), 413),
+        ]
+        if service["sample"].get("content_type", "").startswith("image/"):
+            seen.append(expect_problem(call(port, "POST", route, self.timeout, headers={"Content-Type": "image/png"}), 400))
+            text = {"Content-Type": "text/plain"}
+            seen.append(expect_problem(call(port, "POST", route, self.timeout, b"this is no image", text), 415))
+        return ", ".join(seen)
+
+    def run(self) -> list[dict]:
+        """Run all checks."""
+        deploy = "./fleet deploy"
+        for device in self.options["devices"]:
+            unit = f"uwsgi-emperor@{device}"
+            self.check(f"emperor of {device}", lambda unit=unit: self.unit(unit), self.look(unit))
+        self.check("nginx", lambda: self.unit("nginx"), self.look("nginx"))
+        self.check("open ports", self.open_ports, "see what holds the port: ss -ntlp; then ./fleet deploy")
+        self.check("closed ports", self.closed_ports, "see which process it is: ss -ntlp")
+        for vassal in self.options["vassals"]:
+            label = f"{vassal['service']} on {vassal['device']}"
+            self.check(f"{label}: vassal", lambda vassal=vassal: self.vassal_file(vassal), deploy)
+            if not vassal.get("address"):
+                continue
+            look = self.look(f"uwsgi-emperor@{vassal['device']}")
+            if vassal["stats"]:
+                self.check(f"{label}: workers", lambda vassal=vassal: self.workers(vassal), look)
+            if vassal["ready_path"]:
+                self.check(f"{label}: ready", lambda vassal=vassal: self.ready(vassal), look)
+        for service in self.options["services"]:
+            label = f"{service['name']} through port {service['port']}"
+            if service["sample"]:
+                self.check(f"{label}: known answer", lambda service=service: self.known_answer(service), "tail /var/log/nginx/error.log")
+            self.check(f"{label}: errors", lambda service=service: self.errors(service), deploy)
+        return self.results
+
+    def look(self, unit: str) -> str:
+        """The command that shows what a unit said."""
+        return f"journalctl -u {unit} -n 50" if self.options["manager"] == "systemd" else f"supervisorctl tail {unit}"
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(
+        argument_spec={
+            "vassals": {"type": "list", "elements": "dict", "required": True},
+            "services": {"type": "list", "elements": "dict", "required": True},
+            "devices": {"type": "list", "elements": "str", "required": True},
+            "manager": {"type": "str", "choices": ["systemd", "supervisor"], "required": True},
+            "user": {"type": "str", "required": True},
+            "release": {"type": "str", "required": True},
+            "devices_dir": {"type": "path", "default": "/etc/fleet/devices"},
+            "run_dir": {"type": "path", "default": "/run/fleet"},
+            "timeout_seconds": {"type": "int", "default": 60},
+        },
+        supports_check_mode=True,
+    )
+    results = Checks(module).run()
+    module.exit_json(changed=False, checks=results, passed=all(one["ok"] for one in results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,279 @@
+#!/usr/bin/python
+"""Bring up new vassals beside the old ones, and retire the old ones when nothing asks them any more."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: vassals
+short_description: Start, retire or take back the vassals of a host
+description:
+  - C(started) writes the vassals that are missing and waits until each has all its workers and gives the known answer;
+    when one does not, those written in this run are removed and the module fails. Vassals that run are never touched.
+  - C(retired) removes every vassal that is not wanted and waits until it is gone.
+  - C(reverted) removes the vassals named in C(names).
+options:
+  state: {description: What to do., type: str, choices: [started, retired, reverted], required: true}
+  vassals: {description: "Wanted vassals: name, service, device, release, ini, workers, protocol, transport, ports, route, load_seconds, sample.", type: list, elements: dict, default: []}
+  names: {description: "Vassals to take back, as DEVICE/NAME.", type: list, elements: str, default: []}
+  devices_dir: {description: Folder of the devices., type: path, default: /etc/fleet/devices}
+  run_dir: {description: Folder of the sockets., type: path, default: /run/fleet}
+  log_dir: {description: Folder of log files where there is no journal., type: path, default: /var/log/fleet}
+  stop_seconds: {description: Longest time a vassal may take to stop., type: int, default: 90}
+"""
+
+import base64  # noqa: E402
+import re  # noqa: E402
+import time  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+from ansible.module_utils.basic import AnsibleModule  # noqa: E402
+from ansible.module_utils.fleet_socket import (  # type: ignore[import-not-found]  # noqa: E402
+    SocketError,
+    mismatch,
+    request,
+    stats,
+    stats_path,
+)
+
+#: A vassal whose master was started this often while it was waited for is crashing, not loading.
+CRASHES = 3
+POLL_SECONDS = 0.3
+
+
+class NotReady(Exception):
+    """A vassal does not serve; the text says what is missing."""
+
+
+class Vassal:
+    """A wanted vassal and its place on the host."""
+
+    def __init__(self, wanted: dict, devices_dir: Path, run_dir: Path) -> None:
+        self.wanted = wanted
+        self.device = wanted["device"]
+        self.template = wanted["ini"]
+        self.name = wanted["name"]
+        self.folder = devices_dir / self.device / "vassals"
+        self.path = self.folder / f"{self.name}.ini"
+        self.run_dir = run_dir
+        self.masters: set[int] = set()
+
+    @property
+    def full_name(self) -> str:
+        """``DEVICE/NAME``."""
+        return f"{self.device}/{self.name}"
+
+    def address(self) -> str:
+        """Where it listens: its socket, or its loopback port as written in its file."""
+        if self.wanted["transport"] == "unix":
+            return str(self.run_dir / self.device / f"{self.name}.sock")
+        match = re.search(r"^(?:http-)?socket = (\S+)$", self.path.read_text(), re.MULTILINE)
+        if match is None:
+            raise NotReady(f"{self.path} names no socket")
+        return match[1]
+
+    def free_port(self) -> int:
+        """The port of this service on this device that no other vassal's file names."""
+        taken = {
+            int(match[1]) for other in self.folder.glob("*.ini") for match in re.finditer(r"socket = \S+:(\d+)$", other.read_text(), re.MULTILINE)
+        }
+        for port in self.wanted["ports"]:
+            if port not in taken:
+                return int(port)
+        raise NotReady(f"ports {self.wanted['ports']} are both taken by vassals in {self.folder}; retire one: ./fleet deploy")
+
+    def text(self) -> str:
+        """The file's text."""
+        if self.wanted["transport"] == "unix":
+            address = str(self.run_dir / self.device / f"{self.name}.sock")
+        else:
+            address = f"127.0.0.1:{self.free_port()}"
+        return self.template.replace("@NAME@", self.name).replace("@ADDRESS@", address)
+
+    def write(self) -> None:
+        """Place the file in one step: the emperor reads whatever has the right ending."""
+        partial = self.folder / f".{self.name}.partial"
+        partial.write_text(self.text())
+        partial.chmod(0o644)
+        partial.rename(self.path)
+
+    def check(self) -> None:
+        """Check that all workers accept, ``/readyz`` is content and the sample gives the known answer.
+
+        Raises:
+            NotReady: with the first thing that is missing.
+        """
+        try:
+            state = stats(stats_path(str(self.run_dir), self.device, self.name))
+            workers = state.get("workers", [])
+            accepting = sum(1 for one in workers if one.get("accepting") and one.get("pid"))
+            if state.get("pid"):
+                self.masters.add(int(state["pid"]))
+            if accepting != self.wanted["workers"]:
+                raise NotReady(f"{accepting} of {self.wanted['workers']} workers accept requests")
+            if self.wanted.get("ready_path"):
+                answer = request(self.address(), self.wanted["protocol"], self.wanted["ready_path"], timeout=self.wanted["load_seconds"])
+                if answer.status != 200:
+                    raise NotReady(f"{self.wanted['ready_path']} answers {answer.status}: {answer.body[:300].decode(errors='replace')}")
+            if sample := self.wanted.get("sample"):
+                answer = request(
+                    self.address(), self.wanted["protocol"], self.wanted["route"], method="POST",
+                    body=base64.b64decode(sample["body_b64"]), headers={"Content-Type": sample["content_type"]},
+                    timeout=self.wanted["load_seconds"],
+                )  # fmt: skip
+                if answer.status != 200:
+                    raise NotReady(f"the sample is answered with {answer.status}: {answer.body[:300].decode(errors='replace')}")
+                if difference := mismatch(answer.json(), sample["expect"]):
+                    raise NotReady(f"the sample has a wrong answer: {difference}")
+        except SocketError as error:
+            raise NotReady(str(error)) from error
+
+
+class Host:
+    """The vassals of one host, handled by one module run."""
+
+    def __init__(self, module: AnsibleModule) -> None:
+        self.module = module
+        self.devices_dir = Path(module.params["devices_dir"])
+        self.run_dir = Path(module.params["run_dir"])
+        self.vassals = [Vassal(one, self.devices_dir, self.run_dir) for one in module.params["vassals"]]
+
+    def log_of(self, device: str) -> str:
+        """The last lines that a device's emperor and its vassals wrote."""
+        files = Path(self.module.params["log_dir"]) / f"uwsgi-emperor@{device}.log"
+        if files.is_file():
+            return "\n".join(files.read_text(errors="replace").splitlines()[-40:])
+        _, out, _ = self.module.run_command(["journalctl", "-u", f"uwsgi-emperor@{device}", "-n", "40", "--no-pager", "-o", "cat"])
+        return str(out)
+
+    def look(self, device: str) -> str:
+        """The command that shows a person the log."""
+        files = Path(self.module.params["log_dir"]) / f"uwsgi-emperor@{device}.log"
+        return f"tail -n 100 {files}" if files.is_file() else f"journalctl -u uwsgi-emperor@{device} -n 100"
+
+    def wait_ready(self, vassal: Vassal) -> None:
+        """Wait until a vassal serves.
+
+        Raises:
+            NotReady: it did not within its ``load_seconds``, or its master was started again and again.
+        """
+        deadline = time.monotonic() + vassal.wanted["load_seconds"]
+        while True:
+            try:
+                vassal.check()
+                return
+            except NotReady as error:
+                if len(vassal.masters) >= CRASHES or self.crashing(vassal):
+                    raise NotReady(f"it crashes while starting; last seen: {error}") from error
+                if time.monotonic() > deadline:
+                    raise NotReady(f"after {vassal.wanted['load_seconds']} s: {error}") from error
+            time.sleep(POLL_SECONDS)
+
+    def crashing(self, vassal: Vassal) -> bool:
+        """Whether the emperor says that it had to start the vassal again and again."""
+        try:
+            state = stats(str(self.run_dir / vassal.device / "emperor.stats"))
+        except SocketError:
+            return False
+        for one in state.get("vassals", []):
+            if one.get("id") == vassal.path.name and one.get("pid", 0) > 0:
+                vassal.masters.add(-int(one["pid"]))
+                return len([pid for pid in vassal.masters if pid < 0]) >= CRASHES
+        return False
+
+    def start(self) -> None:
+        """Bring up what is missing; ends the module."""
+        missing = [vassal for vassal in self.vassals if not vassal.path.is_file()]
+        names = [vassal.full_name for vassal in missing]
+        if self.module.check_mode:
+            addresses = [{"service": one.wanted["service"], "device": one.device, "address": self.planned(one)} for one in self.vassals]
+            self.module.exit_json(changed=bool(missing), started=names, upstreams=addresses)
+        vassal = None
+        try:
+            for vassal in missing:
+                vassal.write()
+            for vassal in self.vassals:
+                self.wait_ready(vassal)
+        except (NotReady, OSError) as error:
+            broken = vassal.full_name if vassal else "?"
+            device = vassal.device if vassal else ""
+            log = self.log_of(device)
+            self.remove([one.path for one in missing])
+            self.module.fail_json(
+                msg=f"Vassal {broken} does not serve: {error}. "
+                + ("The new vassals were removed; the former ones serve on. " if missing else "")
+                + f"Look: {self.look(device)}\nLast lines of its log:\n{log}"
+            )
+        self.module.exit_json(
+            changed=bool(missing),
+            started=names,
+            upstreams=[{"service": one.wanted["service"], "device": one.device, "address": one.address()} for one in self.vassals],
+        )
+
+    def planned(self, vassal: Vassal) -> str:
+        """The address that a vassal has or would get."""
+        if vassal.path.is_file() or vassal.wanted["transport"] == "unix":
+            return vassal.address()
+        return f"127.0.0.1:{vassal.free_port()}"
+
+    def remove(self, paths: list[Path]) -> None:
+        """Remove files of vassals and wait until the emperors have stopped them."""
+        for path in paths:
+            path.unlink(missing_ok=True)
+        deadline = time.monotonic() + self.module.params["stop_seconds"] + 15
+        for path in paths:
+            device = path.parent.parent.name
+            leftovers = [self.run_dir / device / f"{path.stem}{ending}" for ending in (".sock", ".stats")]
+            while self.known_to_emperor(device, path.name):
+                if time.monotonic() > deadline:
+                    self.module.fail_json(msg=f"Vassal {device}/{path.stem} does not stop. Look: {self.look(device)}")
+                time.sleep(POLL_SECONDS)
+            # A vassal that had to be killed leaves its sockets behind.
+            for leftover in leftovers:
+                leftover.unlink(missing_ok=True)
+
+    def known_to_emperor(self, device: str, name: str) -> bool:
+        """Whether an emperor still has a vassal."""
+        try:
+            state = stats(str(self.run_dir / device / "emperor.stats"))
+        except SocketError:
+            return False
+        return any(one.get("id") == name for one in state.get("vassals", []))
+
+    def retire(self) -> None:
+        """Remove every vassal that is not wanted; ends the module."""
+        wanted = {vassal.path for vassal in self.vassals}
+        unwanted = [path for path in sorted(self.devices_dir.glob("*/vassals/*.ini")) if path not in wanted]
+        if not self.module.check_mode:
+            for stray in self.devices_dir.glob("*/vassals/.*.partial"):
+                stray.unlink()
+            self.remove(unwanted)
+        self.module.exit_json(changed=bool(unwanted), removed=[f"{path.parent.parent.name}/{path.stem}" for path in unwanted])
+
+    def revert(self) -> None:
+        """Remove the named vassals; ends the module."""
+        paths = [self.devices_dir / name.split("/")[0] / "vassals" / f"{name.split('/')[1]}.ini" for name in self.module.params["names"]]
+        if not self.module.check_mode:
+            self.remove(paths)
+        self.module.exit_json(changed=bool(paths))
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(
+        argument_spec={
+            "state": {"type": "str", "choices": ["started", "retired", "reverted"], "required": True},
+            "vassals": {"type": "list", "elements": "dict", "default": []},
+            "names": {"type": "list", "elements": "str", "default": []},
+            "devices_dir": {"type": "path", "default": "/etc/fleet/devices"},
+            "run_dir": {"type": "path", "default": "/run/fleet"},
+            "log_dir": {"type": "path", "default": "/var/log/fleet"},
+            "stop_seconds": {"type": "int", "default": 90},
+        },
+        supports_check_mode=True,
+    )
+    host = Host(module)
+    {"started": host.start, "retired": host.retire, "reverted": host.revert}[module.params["state"]]()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""What the tests need beside the controller's own .venv: the app's environment, and nginx. All of it lies in .cache."""
+
+import fcntl
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import tree
+import yaml
+
+sys.path.insert(0, str(tree.ROOT / "plugins" / "module_utils"))
+
+import wheelhouse  # what picks the packages of a release
+
+CACHE = tree.ROOT / ".cache"
+TORCH_BUILDS = tree.ROOT / "roles" / "release" / "vars" / "torch_builds.yml"
+
+
+class Unavailable(Exception):
+    """The environment of a layer cannot be made; the text says why, and the command that mends it."""
+
+
+def run(*command: str | Path, output: bool = False) -> str:
+    """Run a command, its output streamed or returned.
+
+    Raises:
+        Unavailable: it failed.
+    """
+    done = subprocess.run(command, stdout=subprocess.PIPE if output else None, text=True)
+    if done.returncode:
+        raise Unavailable(f"`{' '.join(map(str, command))}` ended with {done.returncode}")
+    return done.stdout or ""
+
+
+# ---- the app's environment -----------------------------------------------------------------------------------------
+
+
+def app() -> Path:
+    """The Python with all that the app's tests import, with torch's CPU build; made anew when app/uv.lock changes."""
+    folder = CACHE / "venvs" / "app"
+    python = folder / "bin" / "python"
+    stamp = folder / "stamp"
+    inputs = [tree.ROOT / "app" / "uv.lock", tree.ROOT / "app" / "pyproject.toml", TORCH_BUILDS, Path(__file__)]
+    digest = hashlib.sha256(f"{sys.version} {folder}".encode())
+    for path in inputs:
+        digest.update(path.read_bytes())
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with (folder.parent / "app.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        # The stamp is written last: without it the environment counts as broken.
+        if not (python.exists() and stamp.exists() and stamp.read_text() == digest.hexdigest()):
+            started = time.monotonic()
+            make_app(folder, python)
+            stamp.write_text(digest.hexdigest())
+            print(f"the app's environment is ready after {time.monotonic() - started:.0f} s", flush=True)
+    return python
+
+
+def make_app(folder: Path, python: Path) -> None:
+    """Install what app/uv.lock pins, every file checked against its hash."""
+    print(f"making the app's environment in {folder.relative_to(tree.ROOT)}", flush=True)
+    run(getattr(sys, "_base_executable", sys.executable), "-I", "-m", "venv", "--clear", "--without-pip", folder)
+    controller = Path(sys.executable).parent
+    target = wheelhouse.Target(f"{sys.version_info.major}.{sys.version_info.minor}", platform.machine(), "cpu")
+    parts = ["--extra=serve", "--extra=ocr", "--extra=torch", "--group=test", "--group=convert"]
+    export = ["export", "--frozen", "--no-dev", "--no-emit-project", "--no-header", "--no-annotate", *parts]
+    locked = wheelhouse.parse_lock(
+        run(controller / "uv", "--quiet", "--project", tree.ROOT / "app", *export, output=True)
+    )
+    # PyPI's torch is the CUDA build: its packages go, and the CPU build of the same version comes in.
+    packages = [one for one in wheelhouse.for_target(locked, target) if not wheelhouse.CUDA_ONLY.match(one.name)]
+    build = yaml.safe_load(TORCH_BUILDS.read_text())["__release_torch_builds"]["cpu"]
+    torch = wheelhouse.Requirement("torch", build["version"], hashes=tuple(build["sha256"]))
+    listing = folder / "requirements.txt"
+    listing.write_text("".join(f"{one.line()}\n" for one in packages))
+    print(f"installing {len(packages)} packages of app/uv.lock", flush=True)
+    uv: list[str | Path] = [
+        controller / "uv",
+        "--quiet",
+        "pip",
+        "install",
+        "--no-deps",
+        "--require-hashes",
+        "--python",
+        python,
+    ]
+    run(*uv, "-r", listing)
+    listing.write_text(f"{torch.line()}\n")
+    print(f"installing torch {torch.version}", flush=True)
+    # pip and not uv: a wheel that lies on this machine is found through pip's own settings.
+    pip: list[str | Path] = [
+        sys.executable,
+        "-m",
+        "pip",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--python",
+        python,
+        "install",
+    ]
+    pip += ["--no-deps", "--require-hashes", "-r", listing]
+    if subprocess.run([*pip, "--no-index"], stderr=subprocess.DEVNULL).returncode:
+        run(*pip, "--index-url", build["index"])
+
+
+# ---- nginx ---------------------------------------------------------------------------------------------------------
+
+
+def nginx() -> Path:
+    """An nginx to check configurations with: the machine's own, else Debian's, unpacked into .cache and not installed.
+
+    Installing the package would start a web server on the machine of whoever runs the tests.
+
+    Raises:
+        Unavailable: this is neither Debian nor Ubuntu.
+    """
+    unpacked = CACHE / "nginx" / "usr" / "sbin" / "nginx"
+    for program in (shutil.which("nginx"), "/usr/sbin/nginx", unpacked):
+        if program and os.access(program, os.X_OK):
+            return Path(program)
+    if not shutil.which("apt-get"):
+        raise Unavailable(
+            "nginx is needed to check the templates; mend it with: install nginx with this system's packages"
+        )
+    if os.geteuid() == 0 and not list(Path("/var/lib/apt/lists").glob("*_Packages*")):
+        print("fetching the package lists (apt-get update)", flush=True)
+        run("apt-get", "update", "--quiet=2")
+    folder = CACHE / "nginx"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    print("fetching Debian's nginx into .cache/nginx (not installed)", flush=True)
+    # `nginx` holds the program from Debian 12 and Ubuntu 24.04 on, `nginx-core` before.
+    for package in ("nginx", "nginx-core"):
+        done = subprocess.run(["apt-get", "--quiet=2", "download", package], cwd=folder)
+        if done.returncode:
+            raise Unavailable(f"Debian's {package} could not be fetched; mend it with: sudo apt-get update")
+        (archive,) = folder.glob("*.deb")
+        run("dpkg-deb", "--extract", archive, folder)
+        archive.unlink()
+        if unpacked.exists():
+            return unpacked
+    raise Unavailable("neither nginx nor nginx-core holds /usr/sbin/nginx")
