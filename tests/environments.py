@@ -13,8 +13,9 @@ from pathlib import Path
 import tree
 import yaml
 
-sys.path.insert(0, str(tree.ROOT / "plugins" / "module_utils"))
+sys.path[:0] = [str(tree.ROOT / "plugins" / "module_utils"), str(tree.ROOT / "tools")]
 
+import bootstrap
 import wheelhouse  # what picks the packages of a release
 
 CACHE = tree.ROOT / ".cache"
@@ -25,13 +26,13 @@ class Unavailable(Exception):
     """The environment of a layer cannot be made; the text says why, and the command that mends it."""
 
 
-def run(*command: str | Path, output: bool = False) -> str:
+def run(*command: str | Path, output: bool = False, env: dict[str, str] | None = None) -> str:
     """Run a command, its output streamed or returned.
 
     Raises:
         Unavailable: it failed.
     """
-    done = subprocess.run(command, stdout=subprocess.PIPE if output else None, text=True)
+    done = subprocess.run(command, env=env, stdout=subprocess.PIPE if output else None, text=True)
     if done.returncode:
         raise Unavailable(f"`{' '.join(map(str, command))}` ended with {done.returncode}")
     return done.stdout or ""
@@ -89,7 +90,7 @@ def make_app(folder: Path, python: Path) -> None:
         "--python",
         python,
     ]
-    run(*uv, "-r", listing)
+    run(*uv, "-r", listing, env=bootstrap.uv_environment())
     listing.write_text(f"{torch.line()}\n")
     print(f"installing torch {torch.version}", flush=True)
     # pip and not uv: a wheel that lies on this machine is found through pip's own settings.

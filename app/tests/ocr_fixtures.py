@@ -19,7 +19,8 @@ def rapidocr_package() -> Path:
     if wheel:
         return Path(wheel)
     spec = importlib.util.find_spec("rapidocr")
-    assert spec is not None and spec.origin is not None, "rapidocr is not installed: install the extra 'ocr'"
+    assert spec, "rapidocr is not installed: install the extra 'ocr'"
+    assert spec.origin
     return Path(spec.origin).parent
 
 

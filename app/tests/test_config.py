@@ -81,12 +81,12 @@ def test_bad_value_is_refused_with_name_value_and_what_is_allowed(name: str, val
 
 
 def test_unknown_name_gets_the_nearest_one() -> None:
-    with pytest.raises(ConfigError, match="INFERENCE_TREADS='2': no such setting; did you mean INFERENCE_THREADS?"):
+    with pytest.raises(ConfigError, match=r"INFERENCE_TREADS='2': no such setting; did you mean INFERENCE_THREADS\?"):
         Config.from_environ({"INFERENCE_TREADS": "2"})
 
 
 def test_unknown_name_with_nothing_near_gets_all_names() -> None:
-    with pytest.raises(ConfigError, match="allowed are INFERENCE_ACCELERATOR, .*INFERENCE_TIMEOUT_SECONDS"):
+    with pytest.raises(ConfigError, match=r"allowed are INFERENCE_ACCELERATOR, .*INFERENCE_TIMEOUT_SECONDS"):
         Config.from_environ({"INFERENCE_XYZZY": "2"})
 
 

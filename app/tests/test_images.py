@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from inference.errors import Problem, TooManyPixels, UnreadableInput, UnsupportedInput
+from inference.errors import TooManyPixels, UnreadableInput, UnsupportedInput
 from inference.images import decode_image
 from PIL import Image
 from rapidocr.utils.load_image import LoadImage
+
+load_image: Any = LoadImage
 
 LIMIT = 1_000_000
 RED, GREEN, BLUE = (200, 30, 20), (10, 180, 40), (20, 50, 220)
@@ -31,9 +33,7 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
 def noise(mode: str, width: int = 37, height: int = 23) -> Image.Image:
     channels = len(Image.new(mode, (1, 1)).getbands())
     values = np.random.default_rng(3).integers(0, 256, (height, width, channels), np.uint8)
-    return Image.fromarray(values.squeeze() if channels == 1 else values, mode="L" if mode == "1" else None).convert(
-        mode
-    )
+    return Image.fromarray(values.squeeze() if channels == 1 else values).convert(mode)
 
 
 def page(mode: str = "RGB") -> Image.Image:
@@ -71,22 +71,29 @@ COLOURS = [RED, GREEN, BLUE, (255, 255, 255)]
 )
 def test_formats(kind: str, options: dict[str, Any], tolerance: int) -> None:
     picture = decode_image(encoded(page(), kind, **options), max_pixels=LIMIT)
-    assert (picture.shape, picture.dtype, picture.flags.c_contiguous) == ((16, 32, 3), np.uint8, True)
+    assert picture.shape == (16, 32, 3)
+    assert picture.dtype == np.uint8
+    assert picture.flags.c_contiguous
     np.testing.assert_allclose(blocks(picture), COLOURS, atol=tolerance)
 
 
 @pytest.mark.parametrize(
     ("mode", "kind"),
-    [("1", "PNG"), ("L", "PNG"), ("LA", "PNG"), ("RGB", "PNG"), ("RGBA", "PNG")]
-    + [("1", "TIFF"), ("L", "TIFF"), ("RGB", "TIFF"), ("RGBA", "TIFF")]
-    + [("L", "JPEG"), ("RGB", "JPEG"), ("RGB", "WEBP"), ("RGBA", "WEBP"), ("1", "BMP"), ("L", "BMP"), ("RGBA", "BMP")],
+    [
+        *[(mode, "PNG") for mode in ("1", "L", "LA", "RGB", "RGBA")],
+        *[(mode, "TIFF") for mode in ("1", "L", "RGB", "RGBA")],
+        *[(mode, "BMP") for mode in ("1", "L", "RGB", "RGBA")],
+        *[("L", "JPEG"), ("RGB", "JPEG"), ("RGB", "WEBP"), ("RGBA", "WEBP")],
+    ],
 )
 def test_equals_rapidocr(mode: str, kind: str, tmp_path: Path) -> None:
     path = tmp_path / "image"
     for brightness in (1.0, 0.3, 0.0):
         image = noise(mode).point(lambda value, factor=brightness: value * factor)
         path.write_bytes(encoded(image, kind))
-        np.testing.assert_array_equal(decode_image(path.read_bytes(), max_pixels=LIMIT), LoadImage()(path), strict=True)
+        np.testing.assert_array_equal(
+            decode_image(path.read_bytes(), max_pixels=LIMIT), load_image()(path), strict=True
+        )
 
 
 @pytest.mark.parametrize("orientation", range(10))
@@ -98,7 +105,7 @@ def test_orientation_equals_rapidocr(orientation: int, kind: str, tmp_path: Path
     path.write_bytes(encoded(page(), kind, exif=exif))
     picture = decode_image(path.read_bytes(), max_pixels=LIMIT)
     assert picture.shape == ((32, 16, 3) if orientation in (5, 6, 7, 8) else (16, 32, 3))
-    np.testing.assert_array_equal(picture, LoadImage()(path), strict=True)
+    np.testing.assert_array_equal(picture, load_image()(path), strict=True)
 
 
 def test_damaged_exif_is_ignored() -> None:
@@ -141,8 +148,8 @@ def test_sixteen_bits_of_colour() -> None:
 
 @pytest.mark.parametrize("dtype", [np.int32, np.float32])
 def test_open_ranges_are_stretched(dtype: type) -> None:
-    image = Image.fromarray(np.array([[-100, 0, 100]], dtype))
-    assert decode_image(encoded(image, "TIFF"), max_pixels=LIMIT)[0, :, 0].tolist() == [0, 128, 255]
+    image = Image.fromarray(np.array([[-100, 0, 150]], dtype))
+    assert decode_image(encoded(image, "TIFF"), max_pixels=LIMIT)[0, :, 0].tolist() == [0, 102, 255]
     flat = Image.fromarray(np.full((1, 3), 7, dtype))
     assert decode_image(encoded(flat, "TIFF"), max_pixels=LIMIT)[0, :, 0].tolist() == [0, 0, 0]
 
@@ -264,8 +271,7 @@ def test_damage_never_escapes(seed: bytes, changes: list[tuple[float, int]], len
     body = body[: int(length * len(body))]
     try:
         picture = decode_image(bytes(body), max_pixels=LIMIT)
-    except Problem as problem:
-        assert problem.status in (400, 415, 422)
-    else:
-        assert picture.dtype == np.uint8
-        assert picture.ndim == 3
+    except (UnreadableInput, UnsupportedInput, TooManyPixels):
+        return
+    assert picture.dtype == np.uint8
+    assert picture.ndim == 3

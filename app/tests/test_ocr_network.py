@@ -92,7 +92,8 @@ def difference(module: torch.nn.Module, session: onnxruntime.InferenceSession, x
     wanted = session.run(None, {session.get_inputs()[0].name: x})[0]
     with torch.inference_mode():
         found = module(torch.from_numpy(x)).numpy()
-    assert found.shape == wanted.shape and found.dtype == wanted.dtype
+    assert found.shape == wanted.shape
+    assert found.dtype == wanted.dtype
     return float(np.abs(found - wanted).max())
 
 

@@ -39,6 +39,13 @@ class Mixed(torch.nn.Module):  # type: ignore[misc, name-defined]
         return {"picked": numbers[index], "log": torch.log(numbers)}
 
 
+class Sum(torch.nn.Module):  # type: ignore[misc, name-defined]
+    """Two inputs whose sizes must be equal."""
+
+    def forward(self, x: Any, y: Any) -> Any:
+        return x + y
+
+
 @pytest.fixture(scope="module")
 def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Export the programs of these tests once."""
@@ -205,6 +212,17 @@ def test_computed_dimension_is_left_to_the_program(tmp_path: Path) -> None:
     model = model_of(tmp_path, options)
     item = model.decode(b'{"inputs": [[[1, 2], [3, 4]]]}', "application/json")
     assert model.encode(model.predict([item])[0]) == {"outputs": [[1.0, 2.0, 3.0, 4.0]]}
-    odd = model.decode(b'{"inputs": [[[1, 2], [3, 4], [5, 6]]]}', "application/json")
-    with pytest.raises(UnreadableInput, match="sizes of the inputs do not fit"):
-        model.predict([odd])
+
+
+def test_sizes_that_do_not_go_together_are_the_clients_fault(make_app: Callable[..., Flask], tmp_path: Path) -> None:
+    size = torch.export.Dim("size", min=1, max=9)
+    program = torch.export.export(Sum(), (torch.zeros(4), torch.zeros(4)), dynamic_shapes=({0: size}, {0: size}))
+    torch.export.save(program, tmp_path / "sum.pt2")
+    options = {"program": "sum.pt2", "sample": {"inputs": [[1, 2], [3, 4]], "outputs": [[4, 6]]}}
+    client = make_app(ProgramModel(), artifacts=tmp_path, options=options).test_client()
+    assert client.post("/v1/test", json={"inputs": [[1], [1]]}).get_json()["outputs"] == [[2.0]]
+    response = client.post("/v1/test", json={"inputs": [[1, 2], [1, 2, 3]]})
+    assert response.status_code == 400
+    assert "sizes of the inputs do not fit" in response.get_json(force=True)["detail"]
+    response = client.post("/v1/test", json={"inputs": [[1], [1] * 10]})
+    assert "y: float32[1..9] was sent with shape [10]" in response.get_json(force=True)["detail"]

@@ -19,7 +19,9 @@ def test_flask_serves_the_same_app(tmp_path: Path) -> None:
         reply = server.ask("POST", "/v1/parse", b"hi", {"Content-Type": "text/plain"})
         assert (reply.status, reply.json()["echo"]) == (200, "hi")
         # This server knows where a chunked body ends.
-        assert server.ask("POST", "/v1/parse", iter([b"a", b"b"]), {"Content-Type": "text/plain"}).json()["echo"] == "ab"
+        assert (
+            server.ask("POST", "/v1/parse", iter([b"a", b"b"]), {"Content-Type": "text/plain"}).json()["echo"] == "ab"
+        )
         (loaded,) = server.lines("model_loaded")
         assert (loaded["model"], loaded["torch_device"], loaded["service"]) == ("echo", "cpu", "demo")
         assert loaded["load_seconds"] >= 0

@@ -6,6 +6,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 
+def verify_failures(checks: Iterable[Mapping[str, Any]]) -> str:
+    """The failed checks of a host with what mends them, as text."""
+    return "\n".join(f"{one['name']}: {one['detail']}\n  mend: {one['mend']}" for one in checks if not one["ok"])
+
+
 def verify_report(hostvars: Mapping[str, Any], hosts: Iterable[str]) -> dict[str, Any]:
     """One line a check and the exit code: 0 all well, 1 a check failed, 2 a host could not be checked."""
     lines: list[str] = []
@@ -72,4 +77,4 @@ class FilterModule:
 
     def filters(self) -> dict[str, Any]:
         """Names that templates use."""
-        return {"verify_report": verify_report, "status_report": status_report}
+        return {"verify_failures": verify_failures, "verify_report": verify_report, "status_report": status_report}

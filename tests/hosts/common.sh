@@ -61,10 +61,14 @@ remove_containers() { # OPTIONS of podman ps
   [[ ${#ids[@]} -eq 0 ]] || podman rm --force --time 0 "${ids[@]}" >/dev/null
 }
 
-remove_networks() { # OPTIONS of podman network ls
-  local ids
-  mapfile -t ids < <(podman network ls --quiet "$@")
-  [[ ${#ids[@]} -eq 0 ]] || podman network rm --force "${ids[@]}" >/dev/null
+remove_networks() { # RUN
+  local name bridge
+  for name in $(podman network ls --quiet --filter "name=^fleet-test-$1-"); do
+    bridge=$(podman network inspect --format '{{.NetworkInterface}}' "$name")
+    podman network rm --force "$name" >/dev/null
+    # It goes with its last host, unless the run was killed.
+    [[ ! -e /sys/class/net/$bridge ]] || ip link delete "$bridge"
+  done
 }
 
 signal_tree() { # SIGNAL PID: it and all its descendants, from the top, so that none can start another
@@ -74,13 +78,11 @@ signal_tree() { # SIGNAL PID: it and all its descendants, from the top, so that 
   for descendant in $descendants; do signal_tree "$1" "$descendant"; done
 }
 
-stop_tree() { # PID, a child of this shell
+wait_for_end() { # PID; fails after a minute, in which some dozens of hosts can be removed
   local tenths
-  signal_tree TERM "$1"
-  # Long enough to remove some dozens of hosts.
   for ((tenths = 0; tenths < 600; tenths++)); do
     kill -0 "$1" 2>/dev/null || return 0
     sleep 0.1
   done
-  signal_tree KILL "$1"
+  return 1
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 
-class Problem(Exception):  # noqa: N818 - the RFC's word for it
+class Problem(Exception):
     """Base of every error that has an HTTP answer.
 
     Args:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from functools import partial
 
 from inference import logs, server
 from inference.app import InferenceApp, create_app
@@ -37,9 +38,15 @@ def load() -> InferenceApp:
     except Exception as error:
         _log.critical("not_started", extra={"facts": {"error": type(error).__name__, "reason": str(error)}})
         raise
-    server.at_exit(application.runner.close)
+    server.at_exit(partial(stop, application))
     _log.info("started", extra={"facts": {"pid": os.getpid(), "seconds": round(time.monotonic() - began, 3)}})
     return application
+
+
+def stop(application: InferenceApp) -> None:
+    """Free the device before this process ends."""
+    application.runner.close()
+    _log.info("stopped", extra={"facts": {"pid": os.getpid()}})
 
 
 app = load()

@@ -61,10 +61,10 @@ class Sheet:
 
 
 def sample() -> Image.Image:
-    sheet = Sheet(480, 200)
-    sheet.write(30, 20, "Inference Fleet", 34, BOLD)
-    sheet.write(30, 84, "Invoice No. 2047", 26)
-    sheet.write(30, 138, "Total: 128.50 EUR", 26)
+    sheet = Sheet(330, 240)
+    sheet.write(24, 24, "Inference Fleet", 32, BOLD)
+    sheet.write(24, 100, "Invoice No. 2047", 26)
+    sheet.write(24, 170, "Total: 128.50 EUR", 26)
     return sheet.image
 
 
@@ -126,11 +126,11 @@ def table() -> Drawing:
 
 
 def notice() -> Drawing:
-    sheet = Sheet(820, 420)
+    sheet = Sheet(820, 560)
     sheet.write(90, 70, "The library closes at six o'clock", 30, SERIF)
-    sheet.write(90, 150, "Return books to the desk", 30, SERIF)
-    sheet.write(90, 230, "Room 12 is open until 9 pm", 30, SERIF)
-    sheet.write(90, 310, "Telephone 555 0142", 30, SERIF)
+    sheet.write(90, 190, "Return books to the desk", 30, SERIF)
+    sheet.write(90, 310, "Room 12 is open until 9 pm", 30, SERIF)
+    sheet.write(90, 430, "Telephone 555 0142", 30, SERIF)
     return sheet.result()
 
 
@@ -154,11 +154,11 @@ def upside_down() -> Drawing:
 
 @drawing("dark.png")
 def dark() -> Drawing:
-    sheet = Sheet(800, 360, "#101418", "#e8e8e8", "RGB")
+    sheet = Sheet(700, 500, "#101418", "#e8e8e8", "RGB")
     sheet.write(40, 40, "$ systemctl status nginx", 26, MONO)
-    sheet.write(40, 110, "active (running) since Monday", 26, MONO, "#7fd962")
-    sheet.write(40, 180, "Main PID: 41822", 26, MONO)
-    sheet.write(40, 250, "error: disk quota exceeded", 26, MONO, "#ff6b5e")
+    sheet.write(40, 160, "active (running) since Monday", 26, MONO, "#7fd962")
+    sheet.write(40, 280, "Main PID: 41822", 26, MONO)
+    sheet.write(40, 400, "error: disk quota exceeded", 26, MONO, "#ff6b5e")
     return sheet.result()
 
 
@@ -187,8 +187,8 @@ def two_columns() -> Drawing:
 
 @drawing("tiny.png")
 def tiny() -> Drawing:
-    sheet = Sheet(86, 24)
-    sheet.write(6, 3, "Page 17", 16)
+    sheet = Sheet(70, 30)
+    sheet.write(8, 6, "No. 17", 16)
     return sheet.result()
 
 
@@ -201,23 +201,23 @@ def strip() -> Drawing:
 
 @drawing("blank.png")
 def blank() -> Drawing:
-    return Sheet(400, 300).result()
+    return Sheet(320, 320).result()
 
 
 @drawing("low_contrast.png")
 def low_contrast() -> Drawing:
-    sheet = Sheet(760, 300, "#c4c4c4", "#989898")
+    sheet = Sheet(460, 340, "#c4c4c4", "#989898")
     sheet.write(50, 40, "Faded carbon copy", 36)
-    sheet.write(50, 120, "Signed on 3 June 1987", 30)
-    sheet.write(50, 200, "Register volume 22", 30)
+    sheet.write(50, 140, "Signed on 3 June 1987", 30)
+    sheet.write(50, 240, "Register volume 22", 30)
     return sheet.result()
 
 
 @drawing("transparent.png")
 def transparent() -> Drawing:
-    sheet = Sheet(560, 220, "#00000000", "#204080ff", "RGBA")
+    sheet = Sheet(540, 360, "#00000000", "#204080ff", "RGBA")
     sheet.write(40, 40, "Logo without a ground", 36, BOLD)
-    sheet.write(40, 130, "Version 4.2", 32)
+    sheet.write(40, 220, "Version 4.2", 32)
     return sheet.result()
 
 

@@ -137,8 +137,9 @@ def network_from_onnx(name: str, content: bytes, source: dict[str, str]) -> Netw
 
 
 def _array(tensor: Any) -> Array:
-    # Contiguous, because safetensors writes the buffer of the array as it lies in memory.
-    return np.ascontiguousarray(onnx.numpy_helper.to_array(tensor)).reshape(tuple(tensor.dims))
+    # Contiguous, because safetensors writes the buffer of the array as it lies in memory; a copy, because the
+    # buffer of the file cannot be written to, which PyTorch warns about.
+    return np.array(onnx.numpy_helper.to_array(tensor), order="C")
 
 
 def _node(proto: Any, file: str) -> Node:

@@ -36,6 +36,8 @@ Line = tuple[str, float, list[list[float]]]
 # rapidocr pads those itself. Both limits keep detection under 11 million pixels.
 _MAX_WIDTH_PER_HEIGHT = 100
 _MAX_HEIGHT_PER_WIDTH = 20
+#: Long side of a strip by its short side after padding: little enough that letters are not blown up.
+_PADDED_RATIO = 4
 #: Longest side of a strip; rapidocr makes everything this small (``max_side_len``).
 _MAX_SIDE = 2000
 
@@ -151,7 +153,7 @@ def _pad_strip(picture: Picture) -> tuple[Picture, tuple[float, float]]:
     short_height, short_width = (max(round(side * scale), 1) for side in (height, width))
     # Scaled first: padding comes to a share of the long side squared.
     small: Any = cv2.resize(picture, (short_width, short_height), interpolation=cv2.INTER_AREA)
-    bottom = max(-(-short_width // _MAX_WIDTH_PER_HEIGHT) - short_height, 0)
-    right = max(-(-short_height // _MAX_HEIGHT_PER_WIDTH) - short_width, 0)
+    bottom = max(-(-short_width // _PADDED_RATIO) - short_height, 0)
+    right = max(-(-short_height // _PADDED_RATIO) - short_width, 0)
     padded: Picture = np.pad(small, ((0, bottom), (0, right), (0, 0)), mode="edge")
     return padded, (width / short_width, height / short_height)

@@ -1,0 +1,51 @@
+"""Prints the processes of the service on this host as JSON: what the vassals' stats sockets and /proc say."""
+
+import json
+import pwd
+import socket
+from pathlib import Path
+
+
+def status(pid: int) -> dict[str, str]:
+    """Fields of /proc/PID/status; none when the process is gone."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return {}
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
+def user(pid: int) -> str:
+    fields = status(pid)
+    return pwd.getpwuid(int(fields["Uid"].split()[0])).pw_name if fields else ""
+
+
+def stats(path: Path) -> dict | None:
+    """What a vassal says about itself; None while it does not listen."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(5)
+        try:
+            connection.connect(str(path))
+            return json.loads(b"".join(iter(lambda: connection.recv(65536), b"")))
+        except (OSError, ValueError):
+            return None
+
+
+vassals = []
+for path in sorted(Path("/run/fleet").glob("*/*--*.stats")):
+    said = stats(path)
+    if said is None:
+        continue
+    vassals.append(
+        {
+            "device": path.parent.name,
+            "vassal": said["pid"],
+            "emperor": int(status(said["pid"]).get("PPid", 0)),
+            "workers": [
+                {"pid": worker["pid"], "accepting": bool(worker["accepting"]), "user": user(worker["pid"])}
+                for worker in said["workers"]
+            ],
+        }
+    )
+nginx = Path("/run/nginx.pid").read_text().strip() if Path("/run/nginx.pid").exists() else ""
+print(json.dumps({"vassals": vassals, "nginx": int(nginx or 0)}))
