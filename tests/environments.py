@@ -107,6 +107,8 @@ def make_app(folder: Path, python: Path) -> None:
     pip += ["--no-deps", "--require-hashes", "-r", listing]
     if subprocess.run([*pip, "--no-index"], stderr=subprocess.DEVNULL).returncode:
         run(*pip, "--index-url", build["index"])
+    # uv is itself the build backend of the app: nothing is fetched for it. Editable, so that it is the code under test.
+    run(*uv[:4], "--offline", "--no-deps", "--python", python, "--editable", tree.ROOT / "app")
 
 
 # ---- nginx ---------------------------------------------------------------------------------------------------------

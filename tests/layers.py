@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Mapping, Sequence
@@ -50,13 +51,15 @@ def stream(command: Sequence[str | Path], cwd: Path = ROOT, env: Mapping[str, st
     return subprocess.run(command, cwd=cwd, env={**os.environ, **plain, **(env or {})}).returncode
 
 
-def pytest(
-    name: str, python: Path, arguments: Sequence[str | Path], cwd: Path = ROOT, env: Mapping[str, str] | None = None
-) -> Count:
+def pytest(name: str, python: Path, arguments: Sequence[str | Path], cwd: Path = ROOT) -> Count:
     """Run pytest and count what it reports; no test at all counts as a failure."""
     report = ROOT / ".cache" / "reports" / f"{name}.xml"
     report.unlink(missing_ok=True)
-    status = stream([python, "-m", "pytest", f"--junit-xml={report}", *arguments], cwd, env)
+    # A folder of its own: pytest removes those of earlier runs, which may still be going on elsewhere on this machine.
+    # Under /tmp and not in the project, because the path of a socket must be short.
+    with tempfile.TemporaryDirectory(prefix="fleet-", ignore_cleanup_errors=True) as folder:
+        command = [python, "-m", "pytest", f"--junit-xml={report}", *arguments]
+        status = stream(command, cwd, {"PYTEST_DEBUG_TEMPROOT": folder})
     if not report.exists():
         return Count(failed=1)
     # Made by our own pytest a moment ago: nothing to guard against.
@@ -105,9 +108,7 @@ def app(options: Options) -> Count:
     folder = ROOT / "app"
     # The app's own settings, even where it has none: else pytest would take those of the controller.
     settings: list[str | Path] = ["--rootdir", folder, "--config-file", folder / "pyproject.toml"]
-    return pytest(
-        "app", environments.app(), [*settings, *options.pytest, "tests"], folder, {"PYTHONPATH": str(folder / "src")}
-    )
+    return pytest("app", environments.app(), [*settings, *options.pytest, "tests"], folder)
 
 
 def unit(options: Options) -> Count:

@@ -139,7 +139,9 @@ def main(groups: list[str]) -> None:
     want = wanted(groups)
     if fits(present(), want):
         return
-    closed = next((path for path in (ROOT, VENV, ROOT / ".cache") if path.exists() and not os.access(path, os.W_OK)), None)
+    closed = next(
+        (path for path in (ROOT, VENV, ROOT / ".cache") if path.exists() and not os.access(path, os.W_OK)), None
+    )
     if closed:
         say(f".venv has to be made or renewed, and {closed} belongs to {closed.owner()}")
         say(f"  mend it with:  sudo chown -R $(id -u):$(id -g) {ROOT}   (or run ./fleet as {closed.owner()} once)")

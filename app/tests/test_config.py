@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
-from inference.config import Config
+from inference.config import PREFIX, Config
 from inference.errors import ConfigError
+
+README = Path(__file__).parents[1] / "README.md"
 
 
 def test_defaults_without_any_variable() -> None:
@@ -94,3 +97,9 @@ def test_all_mistakes_are_told_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         Config.from_environ({"INFERENCE_THREADS": "x", "INFERENCE_ROUTE": "y", "INFERENCE_DEVICE": "gpu0"})
     assert [line.split("=")[0] for line in str(caught.value).splitlines()] == ["INFERENCE_ROUTE", "INFERENCE_THREADS"]
+
+
+def test_readme_has_every_setting_with_its_default() -> None:
+    rows = re.findall(r"^\| `(INFERENCE_\w+)` \| `([^`]*)` \|", README.read_text(encoding="utf-8"), re.MULTILINE)
+    assert Config.from_environ(dict(rows)) == Config()
+    assert {name.removeprefix(PREFIX).lower() for name, _ in rows} == set(Config.__dataclass_fields__)

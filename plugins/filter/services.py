@@ -92,9 +92,13 @@ def services_extras(services: Iterable[Mapping[str, Any]]) -> list[str]:
 def workers_auto(service: Mapping[str, Any], device: Mapping[str, Any], host: Mapping[str, Any], device_count: int) -> int:
     """Workers that fit: (device memory - reserve) / memory per worker, capped by the host's memory, at least 1.
 
-    On a CPU device also no more than it has cores: further workers would only take turns.
+    A card's memory counts in whole GiB as it is sold: a 16 GiB card shows between 15,900 and 16,384 MiB, and four
+    workers of 4 GiB are meant for it. On a CPU device there are no more workers than cores: they would only take turns.
     """
-    fit = (int(device["memory_mib"]) - int(service["device_reserve_mib"])) // int(service["memory_per_worker_mib"])
+    memory = int(device["memory_mib"])
+    if device["kind"] != "cpu":
+        memory = max(memory, (memory + 512) // 1024 * 1024)
+    fit = (memory - int(service["device_reserve_mib"])) // int(service["memory_per_worker_mib"])
     host_share = (int(host["memory_mib"]) - int(service["host_reserve_mib"])) // device_count
     fit = min(fit, host_share // int(service["host_memory_per_worker_mib"]))
     if device["kind"] == "cpu":
