@@ -89,14 +89,20 @@ def service_complaints(services: list[Mapping[str, Any]], stop_seconds: int, ngi
     for service in services:
         name = service["name"]
         if not SERVICE_NAME.match(name):
-            complaints.append(f"service name {name!r}: it takes up to 31 lower-case letters, digits and dashes, a letter first.")
+            complaints.append(
+                f"service name {name!r}: it takes up to 31 lower-case letters, digits and dashes, a letter first."
+            )
         if not ROUTE.match(service["route"]):
-            complaints.append(f"service {name}: route is {service['route']!r}; it must be a plain path that begins with /.")
+            complaints.append(
+                f"service {name}: route is {service['route']!r}; it must be a plain path that begins with /."
+            )
         if service["route"] in {"/healthz", "/readyz", "/version"}:
             complaints.append(f"service {name}: route {service['route']} is taken by the health checks.")
         custom = service["wsgi_file"] or service["module"] != "inference.wsgi"
         if not custom and not MODEL.match(service["model"]):
-            complaints.append(f"service {name}: model is {service['model']!r}; it takes MODULE:CLASS, for example my_models.cats:Cats.")
+            complaints.append(
+                f"service {name}: model is {service['model']!r}; it takes MODULE:CLASS, for example my_models.cats:Cats."
+            )
         if not 1 <= int(service["port"]) <= 65535:
             complaints.append(f"service {name}: port is {service['port']}; it takes 1 to 65535.")
         if not 1024 <= int(service["buffer_size"]) <= 65536:
@@ -123,7 +129,9 @@ def cors_complaints(origins: list[str], credentials: bool) -> list[str]:
         )
     for origin in origins:
         if origin != "*" and not re.fullmatch(r"https?://[A-Za-z0-9.-]+(:\d+)?", origin):
-            complaints.append(f"site_cors_origins: {origin!r} is not an origin; it takes SCHEME://HOST[:PORT], without a path.")
+            complaints.append(
+                f"site_cors_origins: {origin!r} is not an origin; it takes SCHEME://HOST[:PORT], without a path."
+            )
     return complaints
 
 
@@ -131,9 +139,14 @@ def device_complaints(devices: list[Mapping[str, Any]]) -> list[str]:
     """Complaints about devices given by hand."""
     names = [device.get("name", "") for device in devices]
     complaints = [
-        f"devices_list: name {name!r} takes up to 16 lower-case letters and digits, a letter first." for name in names if not DEVICE_NAME.match(name)
+        f"devices_list: name {name!r} takes up to 16 lower-case letters and digits, a letter first."
+        for name in names
+        if not DEVICE_NAME.match(name)
     ]
-    complaints += [f"devices_list: {name!r} stands there {names.count(name)} times." for name in sorted({n for n in names if names.count(n) > 1})]
+    complaints += [
+        f"devices_list: {name!r} stands there {names.count(name)} times."
+        for name in sorted({n for n in names if names.count(n) > 1})
+    ]
     return complaints
 
 
@@ -142,7 +155,9 @@ class ActionModule(ActionBase):
 
     TRANSFERS_FILES = False
     _requires_connection = False
-    _VALID_ARGS = frozenset({"services", "devices", "stop_seconds", "nginx_seconds", "cors_origins", "cors_credentials"})
+    _VALID_ARGS = frozenset(
+        {"services", "devices", "stop_seconds", "nginx_seconds", "cors_origins", "cors_credentials"}
+    )
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Check and report."""
@@ -153,6 +168,10 @@ class ActionModule(ActionBase):
         complaints += cors_complaints(given["cors_origins"], bool(given["cors_credentials"]))
         complaints += device_complaints(given["devices"])
         if complaints:
-            result.update(failed=True, complaints=complaints, msg="Nothing was changed. Mend in the inventory:\n- " + "\n- ".join(complaints))
+            result.update(
+                failed=True,
+                complaints=complaints,
+                msg="Nothing was changed. Mend in the inventory:\n- " + "\n- ".join(complaints),
+            )
         result["changed"] = False
         return result

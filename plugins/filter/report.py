@@ -33,7 +33,9 @@ def verify_report(hostvars: Mapping[str, Any], hosts: Iterable[str]) -> dict[str
     code = 2 if unchecked else 1 if failures else 0
     passed = sum(one["ok"] for checks in data["hosts"].values() for one in checks)
     total = sum(len(checks) for checks in data["hosts"].values())
-    lines.append(f"{passed} of {total} checks passed" + (f", {len(unchecked)} hosts could not be checked" if unchecked else ""))
+    lines.append(
+        f"{passed} of {total} checks passed" + (f", {len(unchecked)} hosts could not be checked" if unchecked else "")
+    )
     data.update(failures=failures, exit=code)
     return {"lines": lines, "data": data, "failures": failures, "exit": code}
 
@@ -41,7 +43,10 @@ def verify_report(hostvars: Mapping[str, Any], hosts: Iterable[str]) -> dict[str
 def table(header: list[str], rows: list[list[str]]) -> list[str]:
     """Rows as text in columns as wide as their widest cell."""
     widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in [header, *rows]]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in [header, *rows]
+    ]
 
 
 def status_report(hostvars: Mapping[str, Any], hosts: Iterable[str]) -> dict[str, Any]:

@@ -89,7 +89,9 @@ def services_extras(services: Iterable[Mapping[str, Any]]) -> list[str]:
     return sorted({extra for service in services for extra in service["extras"]})
 
 
-def workers_auto(service: Mapping[str, Any], device: Mapping[str, Any], host: Mapping[str, Any], device_count: int) -> int:
+def workers_auto(
+    service: Mapping[str, Any], device: Mapping[str, Any], host: Mapping[str, Any], device_count: int
+) -> int:
     """Workers that fit: (device memory - reserve) / memory per worker, capped by the host's memory, at least 1.
 
     A card's memory counts in whole GiB as it is sold: a 16 GiB card shows between 15,900 and 16,384 MiB, and four
@@ -106,7 +108,9 @@ def workers_auto(service: Mapping[str, Any], device: Mapping[str, Any], host: Ma
     return max(1, fit)
 
 
-def services_workers(service: Mapping[str, Any], device: Mapping[str, Any], host: Mapping[str, Any], device_count: int) -> int:
+def services_workers(
+    service: Mapping[str, Any], device: Mapping[str, Any], host: Mapping[str, Any], device_count: int
+) -> int:
     """Number of worker processes of a service on a device.
 
     Raises:
@@ -116,7 +120,9 @@ def services_workers(service: Mapping[str, Any], device: Mapping[str, Any], host
     if wanted == "auto":
         return workers_auto(service, device, host, device_count)
     if not wanted.isdigit() or int(wanted) < 1:
-        raise AnsibleFilterError(f"services: {service['name']}: workers is {wanted!r}; it takes 'auto' or a whole number above 0.")
+        raise AnsibleFilterError(
+            f"services: {service['name']}: workers is {wanted!r}; it takes 'auto' or a whole number above 0."
+        )
     return int(wanted)
 
 
@@ -189,7 +195,11 @@ def services_sample(service: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     try:
         body = Path(sample["file"]).read_bytes() if sample.get("file") else str(sample.get("text", "")).encode()
-        expect = json.loads(Path(sample["expect_file"]).read_text()) if sample.get("expect_file") else sample.get("expect", {})
+        expect = (
+            json.loads(Path(sample["expect_file"]).read_text())
+            if sample.get("expect_file")
+            else sample.get("expect", {})
+        )
     except (OSError, ValueError) as error:
         raise AnsibleFilterError(f"services: {service['name']}: sample: {error}") from error
     return {

@@ -31,7 +31,8 @@ def nginx_files(main: str, sites: Iterable[Mapping[str, Any]]) -> list[dict[str,
 def nginx_links(sites: Iterable[Mapping[str, Any]]) -> list[dict[str, str]]:
     """Links that enable the sites; relative, so that they also hold in a copy of the folder."""
     return [
-        {"path": f"sites-enabled/{site['name']}.conf", "target": f"../sites-available/{site['name']}.conf"} for site in sites
+        {"path": f"sites-enabled/{site['name']}.conf", "target": f"../sites-available/{site['name']}.conf"}
+        for site in sites
     ]
 
 

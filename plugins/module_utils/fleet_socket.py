@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 import struct
 from dataclasses import dataclass
@@ -140,7 +139,7 @@ def request(
 
 def stats_path(run_dir: str, device: str, name: str) -> str:
     """Where the stats socket of a vassal is."""
-    return os.path.join(run_dir, device, f"{name}.stats")
+    return f"{run_dir}/{device}/{name}.stats"
 
 
 def mismatch(found: object, expected: object, where: str = "") -> str:

@@ -58,7 +58,13 @@ def run(command: list[str], *, say: str, env: dict[str, str] | None = None, cwd:
         BuildError: it failed; carries the end of its output.
     """
     done = subprocess.run(
-        command, env={**os.environ, **(env or {})}, cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
+        command,
+        env={**os.environ, **(env or {})},
+        cwd=cwd,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        check=False,
     )
     if done.returncode != 0:
         raise BuildError(f"{say} failed ({' '.join(command[:6])} …):\n{done.stdout[-3000:]}")
@@ -90,8 +96,8 @@ def for_target(requirements: Iterable[Requirement], target: Target) -> list[Requ
     """Those requirements whose markers hold on the target."""
     from packaging.markers import Marker, default_environment  # only on the controller
 
-    environment = {
-        **default_environment(),
+    environment: dict[str, str] = {
+        **{name: str(value) for name, value in default_environment().items()},
         "python_version": target.python,
         "python_full_version": f"{target.python}.0",
         "implementation_name": "cpython",
@@ -172,9 +178,19 @@ class Wheelhouse:
             listing.write_text(one.line() + "\n")
             options = ["--index-url", build["index"]] if build.get("index") else []
             # A trusted index also decides which CUDA packages torch needs; a hashed wheel stands alone.
-            options += ["--extra-index-url", "https://pypi.org/simple"] if trusted else ["--require-hashes", "--no-deps"]
+            options += (
+                ["--extra-index-url", "https://pypi.org/simple"] if trusted else ["--require-hashes", "--no-deps"]
+            )
             self.pip(
-                "download", "-q", "-d", str(into), "-r", str(listing), *options, *platform_options(target), say="fetching torch"
+                "download",
+                "-q",
+                "-d",
+                str(into),
+                "-r",
+                str(listing),
+                *options,
+                *platform_options(target),
+                say="fetching torch",
             )
         self.progress(f"{len(plain)} packages for {target.label}")
         sources = [one for one in plain if one.name in self.source_only(plain)]

@@ -20,11 +20,11 @@ options:
   override: {description: Devices by hand; discovery is skipped when not empty., type: list, elements: dict, default: []}
 """
 
-import os  # noqa: E402
-import re  # noqa: E402
-from pathlib import Path  # noqa: E402
+import os
+import re
+from pathlib import Path
 
-from ansible.module_utils.basic import AnsibleModule  # noqa: E402
+from ansible.module_utils.basic import AnsibleModule
 
 QUERY = "index,uuid,name,memory.total,pci.bus_id,mig.mode.current,driver_version"
 MIG_LINE = re.compile(r"^\s+MIG\s+(?P<profile>\S+)\s+Device\s+(?P<slot>\d+):\s+\(UUID:\s+(?P<uuid>MIG-[^)]+)\)")
@@ -122,7 +122,14 @@ def share_cpus(devices: list[dict], cpus: list[int]) -> None:
 def cpu_devices(count: int, host_memory_mib: int) -> list[dict]:
     """``count`` CPU devices that share the host's memory evenly."""
     return [
-        {"name": f"cpu{i}", "kind": "cpu", "uuid": "", "memory_mib": host_memory_mib // count, "model": "CPU", "index": i}
+        {
+            "name": f"cpu{i}",
+            "kind": "cpu",
+            "uuid": "",
+            "memory_mib": host_memory_mib // count,
+            "model": "CPU",
+            "index": i,
+        }
         for i in range(count)
     ]
 

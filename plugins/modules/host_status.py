@@ -12,12 +12,12 @@ options:
   run_dir: {description: Folder of the sockets., type: path, default: /run/fleet}
 """
 
-import datetime  # noqa: E402
-import re  # noqa: E402
-from pathlib import Path  # noqa: E402
+import datetime
+import re
+from pathlib import Path
 
-from ansible.module_utils.basic import AnsibleModule  # noqa: E402
-from ansible.module_utils.fleet_socket import SocketError, stats, stats_path  # type: ignore[import-not-found]  # noqa: E402
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.fleet_socket import SocketError, stats, stats_path
 
 
 def vassal_status(path: Path, device: str, run_dir: str) -> dict:
@@ -25,15 +25,18 @@ def vassal_status(path: Path, device: str, run_dir: str) -> dict:
     text = path.read_text()
     release = re.search(r"^chdir = .*/([^/\n]+)$", text, re.MULTILINE)
     wanted = re.search(r"^workers = (\d+)$", text, re.MULTILINE)
-    found = {
+    wanted_workers = int(wanted[1]) if wanted else 0
+    found: dict = {
         "name": path.stem,
         "service": path.stem.split("--")[0],
         "release": release[1] if release else "?",
-        "workers": int(wanted[1]) if wanted else 0,
+        "workers": wanted_workers,
         "accepting": 0,
         "busy": 0,
         "requests": 0,
-        "since": datetime.datetime.fromtimestamp(path.stat().st_mtime, datetime.timezone.utc).isoformat(timespec="seconds"),
+        "since": datetime.datetime.fromtimestamp(path.stat().st_mtime, datetime.timezone.utc).isoformat(
+            timespec="seconds"
+        ),
         "state": "ok",
     }
     try:
@@ -44,7 +47,7 @@ def vassal_status(path: Path, device: str, run_dir: str) -> dict:
     found["accepting"] = sum(1 for one in workers if one["accepting"] and one["pid"])
     found["busy"] = sum(1 for one in workers if one["status"] == "busy")
     found["requests"] = sum(one["requests"] for one in workers)
-    if found["accepting"] < found["workers"]:
+    if found["accepting"] < wanted_workers:
         found["state"] = "STARTING" if found["accepting"] == 0 else "PARTLY"
     return found
 

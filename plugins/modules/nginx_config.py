@@ -21,15 +21,15 @@ options:
   wait_seconds: {description: Longest time to wait for former workers to finish their requests., type: int, default: 120}
 """
 
-import hashlib  # noqa: E402
-import json  # noqa: E402
-import os  # noqa: E402
-import shutil  # noqa: E402
-import tempfile  # noqa: E402
-import time  # noqa: E402
-from pathlib import Path  # noqa: E402
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
 
-from ansible.module_utils.basic import AnsibleModule  # noqa: E402
+from ansible.module_utils.basic import AnsibleModule
 
 START_SECONDS = 10
 POLL_SECONDS = 0.1
@@ -76,15 +76,26 @@ class Configuration:
             target = self.root / path
             former = target.read_text() if target.is_file() else ""
             if former != content:
-                found.append({"before_header": str(target), "after_header": str(target), "before": former, "after": content})
+                found.append(
+                    {"before_header": str(target), "after_header": str(target), "before": former, "after": content}
+                )
         for path, to in self.links.items():
             target = self.root / path
-            former = os.readlink(target) if target.is_symlink() else ""
+            former = str(target.readlink()) if target.is_symlink() else ""
             if former != to:
-                found.append({"before_header": str(target), "after_header": str(target), "before": f"{former}\n", "after": f"-> {to}\n"})
+                found.append(
+                    {
+                        "before_header": str(target),
+                        "after_header": str(target),
+                        "before": f"{former}\n",
+                        "after": f"-> {to}\n",
+                    }
+                )
         for path in self.unwanted():
             if (self.root / path).exists() or (self.root / path).is_symlink():
-                found.append({"before_header": str(self.root / path), "after_header": "", "before": "there\n", "after": ""})
+                found.append(
+                    {"before_header": str(self.root / path), "after_header": "", "before": "there\n", "after": ""}
+                )
         return found
 
     def lay_into(self, folder: Path) -> None:
@@ -113,7 +124,9 @@ class Configuration:
         try:
             shutil.copytree(self.root, copy, symlinks=True, dirs_exist_ok=True)
             self.lay_into(copy)
-            rc, out, err = self.module.run_command([self.module.params["nginx"], "-t", "-q", "-c", str(copy / "nginx.conf")])
+            rc, out, err = self.module.run_command(
+                [self.module.params["nginx"], "-t", "-q", "-c", str(copy / "nginx.conf")]
+            )
             if rc != 0:
                 said = (out + err).strip().replace(str(copy), str(self.root))
                 self.module.fail_json(
@@ -156,7 +169,9 @@ class Configuration:
             if time.monotonic() - began > START_SECONDS:
                 log = Path("/var/log/nginx/error.log")
                 tail = "\n".join(log.read_text(errors="replace").splitlines()[-5:]) if log.is_file() else ""
-                self.module.fail_json(msg=f"nginx did not take the new configuration, the former one serves on. Its error log says:\n{tail}")
+                self.module.fail_json(
+                    msg=f"nginx did not take the new configuration, the former one serves on. Its error log says:\n{tail}"
+                )
             time.sleep(POLL_SECONDS)
         # They hold the former list of devices; what is on their way must still find its vassal.
         while former & children(master):

@@ -21,21 +21,21 @@ options:
   requirements: {description: Further requirements file; pinned, with hashes., type: path, default: ""}
 """
 
-import datetime  # noqa: E402
-import fcntl  # noqa: E402
-import hashlib  # noqa: E402
-import json  # noqa: E402
-import os  # noqa: E402
-import shutil  # noqa: E402
-import subprocess  # noqa: E402
-import sys  # noqa: E402
-import tarfile  # noqa: E402
-import tomllib  # noqa: E402
-import zipfile  # noqa: E402
-from pathlib import Path  # noqa: E402
+import datetime
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
 
-from ansible.module_utils.basic import AnsibleModule  # noqa: E402
-from ansible.module_utils.wheelhouse import (  # type: ignore[import-not-found]  # noqa: E402
+import tomllib
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.wheelhouse import (
     CUDA_ONLY,
     BuildError,
     Requirement,
@@ -58,7 +58,10 @@ def files_below(folder: Path) -> list[Path]:
     return [
         path
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and not skipped & set(path.parts) and path.suffix != ".pyc" and not path.parent.name.endswith(".egg-info")
+        if path.is_file()
+        and not skipped & set(path.parts)
+        and path.suffix != ".pyc"
+        and not path.parent.name.endswith(".egg-info")
     ]
 
 
@@ -99,7 +102,9 @@ class Release:
         """Refuse files that are not there, before anything is made."""
         for path in [*self.programs, *self.code, *filter(None, [self.further])]:
             if not path.exists():
-                raise BuildError(f"{path} is named by a service or by release_code or release_requirements, but is not there.")
+                raise BuildError(
+                    f"{path} is named by a service or by release_code or release_requirements, but is not there."
+                )
         for target in self.targets:
             if target.torch and target.torch not in self.builds:
                 raise BuildError(
@@ -120,7 +125,15 @@ class Release:
 
     def requirements(self, target: Target) -> list[Requirement]:
         """Pinned and hashed packages of one kind of host."""
-        command = [self.module.params["uv"], "export", "--project", str(self.app), "--frozen", "--no-dev", "--no-emit-project"]
+        command = [
+            self.module.params["uv"],
+            "export",
+            "--project",
+            str(self.app),
+            "--frozen",
+            "--no-dev",
+            "--no-emit-project",
+        ]
         command += ["--no-header", "--no-annotate", "--quiet", "--format", "requirements.txt"]
         for extra in ["serve", *self.extras]:
             command += ["--extra", extra]
@@ -168,10 +181,15 @@ class Release:
                 "source": self.source(),
                 "extras": self.extras,
                 "models": {
-                    str(path.relative_to(work / "models")): sha256_of(path) for path in sorted((work / "models").rglob("*")) if path.is_file()
+                    str(path.relative_to(work / "models")): sha256_of(path)
+                    for path in sorted((work / "models").rglob("*"))
+                    if path.is_file()
                 },
                 "environments": {
-                    one["id"]: {"target": one["label"], "wheels": json.loads(Path(one["archive"]).with_suffix(".json").read_text())}
+                    one["id"]: {
+                        "target": one["label"],
+                        "wheels": json.loads(Path(one["archive"]).with_suffix(".json").read_text()),
+                    }
                     for one in environments
                 },
             }
@@ -190,7 +208,7 @@ class Release:
         )
         (wheel,) = wheels.glob("*.whl")
         with zipfile.ZipFile(wheel) as content:
-            content.extractall(into)
+            content.extractall(into)  # noqa: S202 - built by ourselves a moment ago
         shutil.rmtree(wheels)
         for folder in self.code:
             for path in files_below(folder):
@@ -218,9 +236,12 @@ class Release:
 
     def source(self) -> dict[str, object]:
         """The commit that the release was made from, where there is one."""
+
         def git(*arguments: str) -> str | None:
             try:
-                done = subprocess.run(["git", "-C", str(self.app), *arguments], capture_output=True, text=True, check=False)
+                done = subprocess.run(
+                    ["git", "-C", str(self.app), *arguments], capture_output=True, text=True, check=False
+                )
             except FileNotFoundError:
                 return None
             return done.stdout.strip() if done.returncode == 0 else None
@@ -257,7 +278,9 @@ def main() -> None:
     except BuildError as error:
         module.fail_json(msg=str(error))
     except OSError as error:
-        module.fail_json(msg=f"The release cannot be written: {error}. Is the disk of the controller full? (df -h {cache})")
+        module.fail_json(
+            msg=f"The release cannot be written: {error}. Is the disk of the controller full? (df -h {cache})"
+        )
     module.exit_json(
         # Files of a cache are not a change of the fleet.
         changed=False,

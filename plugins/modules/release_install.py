@@ -20,15 +20,15 @@ options:
   devices_dir: {description: Folder of devices; releases named by vassals there are kept., type: path, default: /etc/fleet/devices}
 """
 
-import json  # noqa: E402
-import os  # noqa: E402
-import re  # noqa: E402
-import shutil  # noqa: E402
-import sys  # noqa: E402
-import tarfile  # noqa: E402
-from pathlib import Path  # noqa: E402
+import json
+import os
+import re
+import shutil
+import sys
+import tarfile
+from pathlib import Path
 
-from ansible.module_utils.basic import AnsibleModule  # noqa: E402
+from ansible.module_utils.basic import AnsibleModule
 
 
 class Host:
@@ -65,7 +65,9 @@ class Host:
 
     def run(self, *command: str, say: str) -> None:
         """Run a command; fail the module with the end of its output."""
-        rc, out, err = self.module.run_command(list(command), environ_update={"PIP_NO_INPUT": "1", "PIP_CONFIG_FILE": os.devnull})
+        rc, out, err = self.module.run_command(
+            list(command), environ_update={"PIP_NO_INPUT": "1", "PIP_CONFIG_FILE": os.devnull}
+        )
         if rc != 0:
             self.module.fail_json(msg=f"{say} failed: {' '.join(command)}\n{(out + err)[-3000:]}")
 
@@ -79,8 +81,25 @@ class Host:
             lines = [line for line in listing.read_text().splitlines() if line.startswith(f"{only}==")]
             listing = wheels / f"{only}.txt"
             listing.write_text("\n".join(lines) + "\n")
-        pip = [str(target / "bin/python"), "-m", "pip", "--disable-pip-version-check", "--no-cache-dir", "install", "-q"]
-        pip += ["--no-index", "--no-deps", "--require-hashes", "--no-compile", "--find-links", str(wheels), "-r", str(listing)]
+        pip = [
+            str(target / "bin/python"),
+            "-m",
+            "pip",
+            "--disable-pip-version-check",
+            "--no-cache-dir",
+            "install",
+            "-q",
+        ]
+        pip += [
+            "--no-index",
+            "--no-deps",
+            "--require-hashes",
+            "--no-compile",
+            "--find-links",
+            str(wheels),
+            "-r",
+            str(listing),
+        ]
         self.run(*pip, say="installing the packages")
         # Workers may not write here, so the byte code is made now; a few test files of packages are not meant to compile.
         self.module.run_command([str(target / "bin/python"), "-m", "compileall", "-q", "-j", "0", str(target / "lib")])
@@ -136,7 +155,9 @@ class Host:
             for ini in Path(self.module.params["devices_dir"]).glob("*/vassals/*.ini")
             if (match := re.search(r"^chdir = .*/([^/\n]+)$", ini.read_text(), re.MULTILINE))
         }
-        releases = sorted((path for path in folder.iterdir() if path.is_dir()), key=lambda path: path.stat().st_mtime, reverse=True)
+        releases = sorted(
+            (path for path in folder.iterdir() if path.is_dir()), key=lambda path: path.stat().st_mtime, reverse=True
+        )
         kept = [path for path in releases if path.name in running | {self.id}]
         for path in releases:
             if len(kept) < max(self.module.params["keep"], 2) and path not in kept and not path.name.startswith("."):
@@ -144,7 +165,9 @@ class Host:
         used = {(path / "venv").resolve() for path in kept}
         doomed = [path for path in releases if path not in kept]
         environments = self.root / "environments"
-        doomed += [path for path in environments.iterdir() if path.resolve() not in used] if environments.is_dir() else []
+        doomed += (
+            [path for path in environments.iterdir() if path.resolve() not in used] if environments.is_dir() else []
+        )
         if not self.module.check_mode:
             for path in doomed:
                 shutil.rmtree(path)
@@ -191,7 +214,9 @@ def main() -> None:
             module.exit_json(changed=any(host.missing().values()))
         changed = host.install()
     except OSError as error:
-        module.fail_json(msg=f"{error}. Is the disk full? (df -h {host.root}) A deploy that was cut off may simply be run again.")
+        module.fail_json(
+            msg=f"{error}. Is the disk full? (df -h {host.root}) A deploy that was cut off may simply be run again."
+        )
     revision = json.loads((host.release / "REVISION.json").read_text())
     module.exit_json(changed=changed, revision={key: revision[key] for key in ("id", "version", "created")})
 

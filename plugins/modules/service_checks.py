@@ -20,15 +20,16 @@ options:
   timeout_seconds: {description: Longest time for one answer., type: int, default: 60}
 """
 
-import base64  # noqa: E402
-import http.client  # noqa: E402
-import pwd  # noqa: E402
-import re  # noqa: E402
-from collections.abc import Callable  # noqa: E402
-from pathlib import Path  # noqa: E402
+import base64
+import functools
+import http.client
+import pwd
+import re
+from collections.abc import Callable
+from pathlib import Path
 
-from ansible.module_utils.basic import AnsibleModule  # noqa: E402
-from ansible.module_utils.fleet_socket import (  # type: ignore[import-not-found]  # noqa: E402
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.fleet_socket import (
     Answer,
     SocketError,
     mismatch,
@@ -83,7 +84,9 @@ def listeners_of(chosen: Callable[[Path], bool]) -> set[tuple[str, int]]:
     return found
 
 
-def call(port: int, method: str, path: str, timeout: float, body: bytes = b"", headers: dict[str, str] | None = None) -> Answer:
+def call(
+    port: int, method: str, path: str, timeout: float, body: bytes = b"", headers: dict[str, str] | None = None
+) -> Answer:
     """One request through nginx.
 
     Raises:
@@ -138,7 +141,9 @@ class Checks:
     def unit(self, name: str) -> str:
         """A unit runs and starts with the host."""
         if self.options["manager"] == "systemd":
-            words = [self.module.run_command(["systemctl", verb, name])[1].strip() for verb in ("is-active", "is-enabled")]
+            words = [
+                self.module.run_command(["systemctl", verb, name])[1].strip() for verb in ("is-active", "is-enabled")
+            ]
             if words != ["active", "enabled"]:
                 raise Failed(f"{name} is {' and '.join(words)}")
             return "active, enabled"
@@ -172,7 +177,9 @@ class Checks:
         path = Path(self.options["devices_dir"]) / vassal["device"] / "vassals" / f"{vassal['name']}.ini"
         if not path.is_file():
             others = sorted(one.stem for one in path.parent.glob(f"{vassal['service']}--*.ini"))
-            raise Failed(f"{vassal['name']} is not there; {', '.join(others) or 'no vassal'} is. The inventory or the code changed since.")
+            raise Failed(
+                f"{vassal['name']} is not there; {', '.join(others) or 'no vassal'} is. The inventory or the code changed since."
+            )
         match = re.search(r"^(?:http-)?socket = (\S+)$", path.read_text(), re.MULTILINE)
         vassal["address"] = match[1] if match else ""
         return str(vassal["name"])
@@ -223,10 +230,21 @@ class Checks:
             expect_problem(call(port, "GET", "/no/such/route", self.timeout), 404),
             expect_problem(call(port, "DELETE", route, self.timeout), 405),
             # Announced only: nginx refuses by the length, before anything is sent.
-            expect_problem(call(port, "POST", route, self.timeout, headers={"Content-Length": str((service["max_body_mib"] + 1) * 2**20)}), 413),
+            expect_problem(
+                call(
+                    port,
+                    "POST",
+                    route,
+                    self.timeout,
+                    headers={"Content-Length": str((service["max_body_mib"] + 1) * 2**20)},
+                ),
+                413,
+            ),
         ]
         if service["sample"].get("content_type", "").startswith("image/"):
-            seen.append(expect_problem(call(port, "POST", route, self.timeout, headers={"Content-Type": "image/png"}), 400))
+            seen.append(
+                expect_problem(call(port, "POST", route, self.timeout, headers={"Content-Type": "image/png"}), 400)
+            )
             text = {"Content-Type": "text/plain"}
             seen.append(expect_problem(call(port, "POST", route, self.timeout, b"this is no image", text), 415))
         return ", ".join(seen)
@@ -236,25 +254,29 @@ class Checks:
         deploy = "./fleet deploy"
         for device in self.options["devices"]:
             unit = f"uwsgi-emperor@{device}"
-            self.check(f"emperor of {device}", lambda unit=unit: self.unit(unit), self.look(unit))
+            self.check(f"emperor of {device}", functools.partial(self.unit, unit), self.look(unit))
         self.check("nginx", lambda: self.unit("nginx"), self.look("nginx"))
         self.check("open ports", self.open_ports, "see what holds the port: ss -ntlp; then ./fleet deploy")
         self.check("closed ports", self.closed_ports, "see which process it is: ss -ntlp")
         for vassal in self.options["vassals"]:
             label = f"{vassal['service']} on {vassal['device']}"
-            self.check(f"{label}: vassal", lambda vassal=vassal: self.vassal_file(vassal), deploy)
+            self.check(f"{label}: vassal", functools.partial(self.vassal_file, vassal), deploy)
             if not vassal.get("address"):
                 continue
             look = self.look(f"uwsgi-emperor@{vassal['device']}")
             if vassal["stats"]:
-                self.check(f"{label}: workers", lambda vassal=vassal: self.workers(vassal), look)
+                self.check(f"{label}: workers", functools.partial(self.workers, vassal), look)
             if vassal["ready_path"]:
-                self.check(f"{label}: ready", lambda vassal=vassal: self.ready(vassal), look)
+                self.check(f"{label}: ready", functools.partial(self.ready, vassal), look)
         for service in self.options["services"]:
             label = f"{service['name']} through port {service['port']}"
             if service["sample"]:
-                self.check(f"{label}: known answer", lambda service=service: self.known_answer(service), "tail /var/log/nginx/error.log")
-            self.check(f"{label}: errors", lambda service=service: self.errors(service), deploy)
+                self.check(
+                    f"{label}: known answer",
+                    functools.partial(self.known_answer, service),
+                    "tail /var/log/nginx/error.log",
+                )
+            self.check(f"{label}: errors", functools.partial(self.errors, service), deploy)
         return self.results
 
     def look(self, unit: str) -> str:

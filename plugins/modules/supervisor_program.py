@@ -18,10 +18,10 @@ options:
   wait_seconds: {description: How long to wait for the state., type: int, default: 30}
 """
 
-import re  # noqa: E402
-import time  # noqa: E402
+import re
+import time
 
-from ansible.module_utils.basic import AnsibleModule  # noqa: E402
+from ansible.module_utils.basic import AnsibleModule
 
 
 class Supervisor:

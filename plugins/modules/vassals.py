@@ -21,13 +21,13 @@ options:
   stop_seconds: {description: Longest time a vassal may take to stop., type: int, default: 90}
 """
 
-import base64  # noqa: E402
-import re  # noqa: E402
-import time  # noqa: E402
-from pathlib import Path  # noqa: E402
+import base64
+import re
+import time
+from pathlib import Path
 
-from ansible.module_utils.basic import AnsibleModule  # noqa: E402
-from ansible.module_utils.fleet_socket import (  # type: ignore[import-not-found]  # noqa: E402
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.fleet_socket import (
     SocketError,
     mismatch,
     request,
@@ -74,12 +74,16 @@ class Vassal:
     def free_port(self) -> int:
         """The port of this service on this device that no other vassal's file names."""
         taken = {
-            int(match[1]) for other in self.folder.glob("*.ini") for match in re.finditer(r"socket = \S+:(\d+)$", other.read_text(), re.MULTILINE)
+            int(match[1])
+            for other in self.folder.glob("*.ini")
+            for match in re.finditer(r"socket = \S+:(\d+)$", other.read_text(), re.MULTILINE)
         }
         for port in self.wanted["ports"]:
             if port not in taken:
                 return int(port)
-        raise NotReady(f"ports {self.wanted['ports']} are both taken by vassals in {self.folder}; retire one: ./fleet deploy")
+        raise NotReady(
+            f"ports {self.wanted['ports']} are both taken by vassals in {self.folder}; retire one: ./fleet deploy"
+        )
 
     def text(self) -> str:
         """The file's text."""
@@ -111,9 +115,16 @@ class Vassal:
             if accepting != self.wanted["workers"]:
                 raise NotReady(f"{accepting} of {self.wanted['workers']} workers accept requests")
             if self.wanted.get("ready_path"):
-                answer = request(self.address(), self.wanted["protocol"], self.wanted["ready_path"], timeout=self.wanted["load_seconds"])
+                answer = request(
+                    self.address(),
+                    self.wanted["protocol"],
+                    self.wanted["ready_path"],
+                    timeout=self.wanted["load_seconds"],
+                )
                 if answer.status != 200:
-                    raise NotReady(f"{self.wanted['ready_path']} answers {answer.status}: {answer.body[:300].decode(errors='replace')}")
+                    raise NotReady(
+                        f"{self.wanted['ready_path']} answers {answer.status}: {answer.body[:300].decode(errors='replace')}"
+                    )
             if sample := self.wanted.get("sample"):
                 answer = request(
                     self.address(), self.wanted["protocol"], self.wanted["route"], method="POST",
@@ -121,7 +132,9 @@ class Vassal:
                     timeout=self.wanted["load_seconds"],
                 )  # fmt: skip
                 if answer.status != 200:
-                    raise NotReady(f"the sample is answered with {answer.status}: {answer.body[:300].decode(errors='replace')}")
+                    raise NotReady(
+                        f"the sample is answered with {answer.status}: {answer.body[:300].decode(errors='replace')}"
+                    )
                 if difference := mismatch(answer.json(), sample["expect"]):
                     raise NotReady(f"the sample has a wrong answer: {difference}")
         except SocketError as error:
@@ -142,7 +155,9 @@ class Host:
         files = Path(self.module.params["log_dir"]) / f"uwsgi-emperor@{device}.log"
         if files.is_file():
             return "\n".join(files.read_text(errors="replace").splitlines()[-40:])
-        _, out, _ = self.module.run_command(["journalctl", "-u", f"uwsgi-emperor@{device}", "-n", "40", "--no-pager", "-o", "cat"])
+        _, out, _ = self.module.run_command(
+            ["journalctl", "-u", f"uwsgi-emperor@{device}", "-n", "40", "--no-pager", "-o", "cat"]
+        )
         return str(out)
 
     def look(self, device: str) -> str:
@@ -185,7 +200,10 @@ class Host:
         missing = [vassal for vassal in self.vassals if not vassal.path.is_file()]
         names = [vassal.full_name for vassal in missing]
         if self.module.check_mode:
-            addresses = [{"service": one.wanted["service"], "device": one.device, "address": self.planned(one)} for one in self.vassals]
+            addresses = [
+                {"service": one.wanted["service"], "device": one.device, "address": self.planned(one)}
+                for one in self.vassals
+            ]
             self.module.exit_json(changed=bool(missing), started=names, upstreams=addresses)
         vassal = None
         try:
@@ -206,7 +224,10 @@ class Host:
         self.module.exit_json(
             changed=bool(missing),
             started=names,
-            upstreams=[{"service": one.wanted["service"], "device": one.device, "address": one.address()} for one in self.vassals],
+            upstreams=[
+                {"service": one.wanted["service"], "device": one.device, "address": one.address()}
+                for one in self.vassals
+            ],
         )
 
     def planned(self, vassal: Vassal) -> str:
@@ -247,11 +268,16 @@ class Host:
             for stray in self.devices_dir.glob("*/vassals/.*.partial"):
                 stray.unlink()
             self.remove(unwanted)
-        self.module.exit_json(changed=bool(unwanted), removed=[f"{path.parent.parent.name}/{path.stem}" for path in unwanted])
+        self.module.exit_json(
+            changed=bool(unwanted), removed=[f"{path.parent.parent.name}/{path.stem}" for path in unwanted]
+        )
 
     def revert(self) -> None:
         """Remove the named vassals; ends the module."""
-        paths = [self.devices_dir / name.split("/")[0] / "vassals" / f"{name.split('/')[1]}.ini" for name in self.module.params["names"]]
+        paths = [
+            self.devices_dir / name.split("/")[0] / "vassals" / f"{name.split('/')[1]}.ini"
+            for name in self.module.params["names"]
+        ]
         if not self.module.check_mode:
             self.remove(paths)
         self.module.exit_json(changed=bool(paths))

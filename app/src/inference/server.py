@@ -24,7 +24,7 @@ def uwsgi() -> ModuleType | None:
         import uwsgi as module
     except ImportError:
         return None
-    return module  # type: ignore[no-any-return]
+    return module
 
 
 def refresh_environ() -> None:

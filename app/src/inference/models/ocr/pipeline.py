@@ -36,8 +36,8 @@ Line = tuple[str, float, list[list[float]]]
 # rapidocr pads those itself. Both limits keep detection under 11 million pixels.
 _MAX_WIDTH_PER_HEIGHT = 100
 _MAX_HEIGHT_PER_WIDTH = 20
-#: Long side of a strip by its short side after padding: little enough that letters are not blown up.
-_PADDED_RATIO = 4
+#: Long side of a strip by its short side after padding.
+_PADDED_RATIO = 8
 #: Longest side of a strip; rapidocr makes everything this small (``max_side_len``).
 _MAX_SIDE = 2000
 
