@@ -13,7 +13,8 @@ from pathlib import Path
 import tree
 import yaml
 
-sys.path[:0] = [str(tree.ROOT / "plugins" / "module_utils"), str(tree.ROOT / "tools")]
+sys.path.insert(0, str(tree.ROOT / "plugins" / "module_utils"))
+sys.path.insert(0, str(tree.ROOT / "tools"))
 
 import bootstrap
 import wheelhouse  # what picks the packages of a release
@@ -139,7 +140,9 @@ def nginx() -> Path:
     print("fetching Debian's nginx into .cache/nginx (not installed)", flush=True)
     # `nginx` holds the program from Debian 12 and Ubuntu 24.04 on, `nginx-core` before.
     for package in ("nginx", "nginx-core"):
-        done = subprocess.run(["apt-get", "--quiet=2", "download", package], cwd=folder)
+        # As whoever runs the tests: apt's own user may not write here.
+        command = ["apt-get", "--quiet=2", "--option=APT::Sandbox::User=root", "download", package]
+        done = subprocess.run(command, cwd=folder)
         if done.returncode:
             raise Unavailable(f"Debian's {package} could not be fetched; mend it with: sudo apt-get update")
         (archive,) = folder.glob("*.deb")

@@ -144,7 +144,9 @@ def molecule(options: Options) -> Count:
     }
     if stream([hosts / "prepare", *sorted(releases)]):
         raise environments.Unavailable("the images of the test hosts could not be made")
-    test: list[str | Path] = [hosts / "run", BIN / "molecule", "test", "--scenario-name"]
+    # Named, because Molecule finds it by itself only in a git checkout.
+    settings = f"--base-config={ROOT / '.config' / 'molecule' / 'config.yml'}"
+    test: list[str | Path] = [hosts / "run", BIN / "molecule", settings, "test", "--scenario-name"]
     return sum((check(scenario.name, [*test, scenario.name]) for scenario in chosen), Count())
 
 

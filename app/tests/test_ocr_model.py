@@ -66,7 +66,7 @@ def test_outputs_are_in_the_order_of_inputs(ocr_model: OcrModel) -> None:
     assert ocr_model.predict([]) == []
 
 
-@pytest.mark.parametrize("size", [(1, 1), (2000, 1), (20_000, 20), (3_000_000, 1)])
+@pytest.mark.parametrize("size", [(1, 1), (2000, 1), (20_000, 20), (1, 3_000_000)])
 def test_strips_do_not_fail(size: tuple[int, int], ocr_model: OcrModel) -> None:
     """rapidocr would ask for gigabytes, or fail, for all but the first."""
     width, height = size
@@ -84,8 +84,8 @@ def test_text_in_a_strip_is_found_where_it_is(ocr_model: OcrModel) -> None:
     assert (page.width, page.height) == (120, 2600)
     assert [text for text, _, _ in page.lines] == ["2047"] * len(tops)
     for top, (_, _, box) in zip(tops, page.lines, strict=True):
-        np.testing.assert_allclose(box[0], [10, top], atol=8)
-        np.testing.assert_allclose(box[2], [110, top + 32], atol=8)
+        np.testing.assert_allclose(box[0], [10, top], atol=12)
+        np.testing.assert_allclose(box[2], [110, top + 32], atol=12)
 
 
 def test_limit_in_pixels_is_that_of_the_context(ocr_artifacts: Path) -> None:
@@ -128,10 +128,10 @@ def audit(event, arguments):
         touched.append((event, str(arguments)))
 for name in ("onnx", "onnxruntime"):
     sys.modules[name] = None
+sys.addaudithook(audit)
 from pathlib import Path
 from inference.model import ModelContext
 from inference.models.ocr import OcrModel
-sys.addaudithook(audit)
 model = OcrModel()
 model.setup(ModelContext(device="cpu", artifacts=Path(sys.argv[1])))
 sample = model.sample()

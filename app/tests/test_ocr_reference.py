@@ -17,7 +17,9 @@ pytest_plugins = ["ocr_fixtures"]
 IMAGES = Path(__file__).with_name("images")
 DRAWN: dict[str, list[str]] = json.loads((IMAGES / "expected.json").read_text(encoding="utf-8"))
 
-#: Largest difference of a network's output, which is a probability. Measured: 2e-5.
+#: Largest difference of a network's output, which is a probability. Measured: 6e-4 for the detection of
+#: strip.png, 2e-4 elsewhere. Against the same networks in float64 ours are off by 2e-5 at most, so nearly
+#: all of this is onnxruntime's own rounding.
 TOLERANCE = 1e-3
 
 Call = tuple[pipeline.Session, np.ndarray[Any, Any], np.ndarray[Any, Any]]
@@ -52,7 +54,11 @@ def test_reads_as_rapidocr_does(name: str, ocr_model: OcrModel, reference: Any, 
     picture = ocr_model.decode(path.read_bytes(), "")
     answer = ocr_model.encode(ocr_model.predict([picture])[0])
 
-    assert [line["text"] for line in answer["lines"]] == list(expected.txts or ())
+    lines = [line["text"] for line in answer["lines"]]
+    # Each character that was drawn; what counts as one line, where spaces are seen, and the order of the lines
+    # of a turned page are the library's.
+    assert sorted("".join(lines).replace(" ", "")) == sorted("".join(DRAWN[name]).replace(" ", ""))
+    assert lines == list(expected.txts or ())
     assert [line["score"] for line in answer["lines"]] == pytest.approx(list(expected.scores or ()), abs=TOLERANCE)
     boxes = np.array([line["box"] for line in answer["lines"]]).reshape(-1, 4, 2)
     # One pixel: corners are rounded, so the smallest difference of the map may move one.
@@ -66,12 +72,3 @@ def test_reads_as_rapidocr_does(name: str, ocr_model: OcrModel, reference: Any, 
         wanted = getattr(reference, parts[id(session)]).session(batch)
         assert output.shape == wanted.shape
         assert np.abs(output - wanted).max() < TOLERANCE
-
-
-@pytest.mark.parametrize("name", DRAWN)
-def test_reads_what_was_drawn(name: str, ocr_model: OcrModel) -> None:
-    """Each character once; what counts as one line, and the order of lines in a turned page, is the library's."""
-    picture = ocr_model.decode((IMAGES / name).read_bytes(), "")
-    (page,) = ocr_model.predict([picture])
-    read = sorted("".join(text for text, _, _ in page.lines).replace(" ", ""))
-    assert read == sorted("".join(DRAWN[name]).replace(" ", ""))

@@ -18,6 +18,7 @@ ROLES = Path(__file__).resolve().parents[2] / "roles"
 SERVICE_NAME = re.compile(r"^[a-z][a-z0-9-]{0,30}$")
 DEVICE_NAME = re.compile(r"^[a-z][a-z0-9]{0,15}$")
 ROUTE = re.compile(r"^/[A-Za-z0-9._~/-]*$")
+ENVIRONMENT_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
 MODEL = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
 #: Options that the vassal's template sets itself; given twice, uWSGI would take both.
 OWNED = {
@@ -105,6 +106,13 @@ def service_complaints(services: list[Mapping[str, Any]], stop_seconds: int, ngi
             )
         if not 1 <= int(service["port"]) <= 65535:
             complaints.append(f"service {name}: port is {service['port']}; it takes 1 to 65535.")
+        if not 1024 <= int(service["base_port"]) <= 65000:
+            complaints.append(f"service {name}: base_port is {service['base_port']}; it takes 1024 to 65000.")
+        complaints += [
+            f"service {name}: environment: {variable!r} is no name that a shell can export."
+            for variable in service["environment"]
+            if not ENVIRONMENT_NAME.match(str(variable))
+        ]
         if not 1024 <= int(service["buffer_size"]) <= 65536:
             complaints.append(f"service {name}: buffer_size is {service['buffer_size']}; it takes 1024 to 65536 bytes.")
         if int(service["memory_per_worker_mib"]) < 1 or int(service["host_memory_per_worker_mib"]) < 1:

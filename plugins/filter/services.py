@@ -53,13 +53,15 @@ def services_resolve(services: Iterable[Mapping[str, Any]]) -> list[dict[str, An
     resolved = []
     for given in services:
         service = {name: copy.deepcopy(option.get("default")) for name, option in service_options().items()}
-        if given.get("program") and not given.get("model"):
-            service["model"] = "inference.models.program:ProgramModel"
         service.update(given)
+        if service["program"] and not service["model"]:
+            service["model"] = "inference.models.program:ProgramModel"
         built_in = copy.deepcopy(BUILT_IN.get(service["model"], {}))
         if service["extras"] is None:
             service["extras"] = built_in.get("extras", ["torch"])
         service["sample"] = service["sample"] or built_in.get("sample") or {}
+        # It is the master that tells the stats.
+        service["stats"] = service["stats"] and service["master"]
         service["options"] = dict(service["options"])
         if service["program"]:
             service["options"].setdefault("program", Path(service["program"]).name)
@@ -144,7 +146,28 @@ def services_plan(
                     "ports": [port, port + PORT_STRIDE] if service["transport"] == "tcp" else [],
                 }
             )
+    check_ports(plan)
     return plan
+
+
+def check_ports(plan: Iterable[Mapping[str, Any]]) -> None:
+    """Refuse TCP ports that vassals of several services or devices, or nginx, would take from each other.
+
+    Raises:
+        AnsibleFilterError: with the port and both who want it.
+    """
+    plan = list(plan)
+    taken = {int(vassal["service"]["port"]): "nginx" for vassal in plan}
+    for vassal in plan:
+        owner = f"{vassal['service']['name']} on {vassal['device']['name']}"
+        for port in vassal["ports"]:
+            if port in taken:
+                raise AnsibleFilterError(
+                    f"services: {owner} and {taken[port]} would both listen on port {port}. Each service takes the ports "
+                    f"from base_port on, one for each device, and as many from base_port + {PORT_STRIDE} on. "
+                    "Give one of them another base_port."
+                )
+            taken[port] = owner
 
 
 def services_environment(vassal: Mapping[str, Any], release: Mapping[str, Any]) -> dict[str, str]:
@@ -200,8 +223,12 @@ def services_sample(service: Mapping[str, Any]) -> dict[str, Any]:
             if sample.get("expect_file")
             else sample.get("expect", {})
         )
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise AnsibleFilterError(f"services: {service['name']}: sample: {error}") from error
+    except ValueError as error:
+        raise AnsibleFilterError(
+            f"services: {service['name']}: sample: {sample['expect_file']} is no JSON: {error}"
+        ) from error
     return {
         "body_b64": base64.b64encode(body).decode(),
         "content_type": sample.get("content_type") or "application/octet-stream",

@@ -39,8 +39,12 @@ def connect(address: str, timeout: float) -> socket.socket:
         if address.startswith("/"):
             link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             link.settimeout(timeout)
-            # 107 bytes is the longest path that a socket may have.
-            link.connect(address)
+            try:
+                # 107 bytes is the longest path that a socket may have.
+                link.connect(address)
+            except OSError:
+                link.close()
+                raise
             return link
         host, _, port = address.rpartition(":")
         return socket.create_connection((host, int(port)), timeout)

@@ -46,6 +46,8 @@ def parse_gpus(text: str) -> list[dict]:
         if len(fields) != 7 or not fields[0].isdigit():
             raise DriverError(f"nvidia-smi printed a line that is not understood: {line!r}")
         index, uuid, name, memory, bus, mig, driver = fields
+        if not (memory.isdigit() or "N/A" in memory or "Not Supported" in memory):
+            raise DriverError(f"nvidia-smi gives {memory!r} as the memory of GPU {index} ({name}).")
         gpus.append(
             {
                 "index": int(index),

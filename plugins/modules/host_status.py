@@ -39,6 +39,8 @@ def vassal_status(path: Path, device: str, run_dir: str) -> dict:
         ),
         "state": "ok",
     }
+    if not re.search(r"^stats = ", text, re.MULTILINE):
+        return {**found, "state": "NO STATS"}
     try:
         state = stats(stats_path(run_dir, device, path.stem))
     except SocketError as error:

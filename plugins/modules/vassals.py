@@ -29,6 +29,7 @@ from pathlib import Path
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.fleet_socket import (
     SocketError,
+    connect,
     mismatch,
     request,
     stats,
@@ -56,6 +57,7 @@ class Vassal:
         self.path = self.folder / f"{self.name}.ini"
         self.run_dir = run_dir
         self.masters: set[int] = set()
+        self.deaths_before = 0
 
     @property
     def full_name(self) -> str:
@@ -100,6 +102,20 @@ class Vassal:
         partial.chmod(0o644)
         partial.rename(self.path)
 
+    def check_workers(self) -> None:
+        """Check that all workers accept.
+
+        Raises:
+            NotReady: some do not.
+            SocketError: there are no stats.
+        """
+        state = stats(stats_path(str(self.run_dir), self.device, self.name))
+        accepting = sum(1 for one in state.get("workers", []) if one.get("accepting") and one.get("pid"))
+        if state.get("pid"):
+            self.masters.add(int(state["pid"]))
+        if accepting != self.wanted["workers"]:
+            raise NotReady(f"{accepting} of {self.wanted['workers']} workers accept requests")
+
     def check(self) -> None:
         """Check that all workers accept, ``/readyz`` is content and the sample gives the known answer.
 
@@ -107,13 +123,11 @@ class Vassal:
             NotReady: with the first thing that is missing.
         """
         try:
-            state = stats(stats_path(str(self.run_dir), self.device, self.name))
-            workers = state.get("workers", [])
-            accepting = sum(1 for one in workers if one.get("accepting") and one.get("pid"))
-            if state.get("pid"):
-                self.masters.add(int(state["pid"]))
-            if accepting != self.wanted["workers"]:
-                raise NotReady(f"{accepting} of {self.wanted['workers']} workers accept requests")
+            if self.wanted["stats"]:
+                self.check_workers()
+            else:
+                # Nobody counts the workers; at least somebody must listen.
+                connect(self.address(), self.wanted["load_seconds"]).close()
             if self.wanted.get("ready_path"):
                 answer = request(
                     self.address(),
@@ -177,23 +191,32 @@ class Host:
                 vassal.check()
                 return
             except NotReady as error:
-                if len(vassal.masters) >= CRASHES or self.crashing(vassal):
+                if self.crashing(vassal):
                     raise NotReady(f"it crashes while starting; last seen: {error}") from error
                 if time.monotonic() > deadline:
                     raise NotReady(f"after {vassal.wanted['load_seconds']} s: {error}") from error
             time.sleep(POLL_SECONDS)
 
     def crashing(self, vassal: Vassal) -> bool:
-        """Whether the emperor says that it had to start the vassal again and again."""
-        try:
-            state = stats(str(self.run_dir / vassal.device / "emperor.stats"))
-        except SocketError:
-            return False
+        """Whether the vassal had to be started again and again, as its own stats and its emperor's say."""
+        state = self.emperor(vassal.device)
         for one in state.get("vassals", []):
             if one.get("id") == vassal.path.name and one.get("pid", 0) > 0:
-                vassal.masters.add(-int(one["pid"]))
-                return len([pid for pid in vassal.masters if pid < 0]) >= CRASHES
-        return False
+                # The wrapper becomes the master, so this is the id that the vassal's own stats give too.
+                vassal.masters.add(int(one["pid"]))
+        # One that dies at once is seldom seen alive.
+        return max(len(vassal.masters), self.deaths(state, vassal) - vassal.deaths_before) >= CRASHES
+
+    def deaths(self, state: dict, vassal: Vassal) -> int:
+        """How often an emperor has seen a vassal die early; it counts on when the same vassal is tried again."""
+        return sum(int(one["attempt"]) + 1 for one in state.get("blacklist", []) if one["id"] == vassal.path.name)
+
+    def emperor(self, device: str) -> dict:
+        """The stats of a device's emperor; empty while it does not answer."""
+        try:
+            return dict(stats(str(self.run_dir / device / "emperor.stats")))
+        except SocketError:
+            return {}
 
     def start(self) -> None:
         """Bring up what is missing; ends the module."""
@@ -208,6 +231,7 @@ class Host:
         vassal = None
         try:
             for vassal in missing:
+                vassal.deaths_before = self.deaths(self.emperor(vassal.device), vassal)
                 vassal.write()
             for vassal in self.vassals:
                 self.wait_ready(vassal)
@@ -254,11 +278,7 @@ class Host:
 
     def known_to_emperor(self, device: str, name: str) -> bool:
         """Whether an emperor still has a vassal."""
-        try:
-            state = stats(str(self.run_dir / device / "emperor.stats"))
-        except SocketError:
-            return False
-        return any(one.get("id") == name for one in state.get("vassals", []))
+        return any(one.get("id") == name for one in self.emperor(device).get("vassals", []))
 
     def retire(self) -> None:
         """Remove every vassal that is not wanted; ends the module."""

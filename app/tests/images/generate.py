@@ -5,8 +5,9 @@ The results are committed, so the tests need no fonts. To draw them again, on De
     apt-get install fonts-dejavu-core fonts-wqy-zenhei
     python app/tests/images/generate.py
 
-Writes the pictures, ``expected.json`` (name of the picture: lines drawn, in reading order) and
-``src/inference/models/ocr/sample.png``. Everything is drawn here; the texts name nobody.
+Writes the pictures, ``expected.json`` (name of the picture: lines drawn, in reading order), and
+``sample.png`` and ``sample.json`` (what the answer must contain) in ``src/inference/models/ocr``.
+Everything is drawn here; the texts name nobody.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 HERE = Path(__file__).parent
-SAMPLE = HERE.parents[1] / "src/inference/models/ocr/sample.png"
+SAMPLE = HERE.parents[1] / "src/inference/models/ocr/sample"
 
 SANS = "/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf"
 BOLD = "/usr/share/fonts/truetype/dejavu/DejaVuSans-Bold.ttf"
@@ -60,12 +61,12 @@ class Sheet:
         return self.image, self.lines
 
 
-def sample() -> Image.Image:
+def sample() -> Drawing:
     sheet = Sheet(330, 240)
     sheet.write(24, 24, "Inference Fleet", 32, BOLD)
     sheet.write(24, 100, "Invoice No. 2047", 26)
     sheet.write(24, 170, "Total: 128.50 EUR", 26)
-    return sheet.image
+    return sheet.result()
 
 
 @drawing("invoice.png")
@@ -258,7 +259,9 @@ def main() -> None:
             image.save(HERE / name, optimize=True)
     text = json.dumps(expected, ensure_ascii=False, indent=2)
     (HERE / "expected.json").write_text(text + "\n", encoding="utf-8")
-    sample().save(SAMPLE, optimize=True)
+    image, lines = sample()
+    image.save(SAMPLE.with_suffix(".png"), optimize=True)
+    SAMPLE.with_suffix(".json").write_text(json.dumps({"text": "\n".join(lines)}) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 
 def is_open(port: int) -> bool:
+    """Whether something accepts a connection."""
     with socket.socket() as connection:
         connection.settimeout(2)
         return connection.connect_ex((sys.argv[1], port)) == 0
@@ -14,4 +15,5 @@ def is_open(port: int) -> bool:
 
 ports = range(1, 65536)
 with ThreadPoolExecutor(32) as pool:
-    print(json.dumps([port for port, answer in zip(ports, pool.map(is_open, ports, chunksize=1024)) if answer]))
+    answers = pool.map(is_open, ports, chunksize=1024)
+    json.dump([port for port, answer in zip(ports, answers, strict=True) if answer], sys.stdout)

@@ -3,6 +3,7 @@
 import json
 import pwd
 import socket
+import sys
 from pathlib import Path
 
 
@@ -16,6 +17,7 @@ def status(pid: int) -> dict[str, str]:
 
 
 def user(pid: int) -> str:
+    """Name of the user that a process runs as; empty when the process is gone."""
     fields = status(pid)
     return pwd.getpwuid(int(fields["Uid"].split()[0])).pw_name if fields else ""
 
@@ -48,4 +50,4 @@ for path in sorted(Path("/run/fleet").glob("*/*--*.stats")):
         }
     )
 nginx = Path("/run/nginx.pid").read_text().strip() if Path("/run/nginx.pid").exists() else ""
-print(json.dumps({"vassals": vassals, "nginx": int(nginx or 0)}))
+json.dump({"vassals": vassals, "nginx": int(nginx or 0)}, sys.stdout)

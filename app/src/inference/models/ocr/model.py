@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +18,9 @@ from . import network
 from .graph import NETWORKS
 from .pipeline import Line, Pipeline, Session
 
-#: A small page, and the lines on it.
+#: A small page, and what its answer must contain; files, so that checks outside Python can send it too.
 _SAMPLE = Path(__file__).with_name("sample.png")
-_SAMPLE_LINES = ("Inference Fleet", "Invoice No. 2047", "Total: 128.50 EUR")
+_SAMPLE_ANSWER = Path(__file__).with_name("sample.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +86,8 @@ class OcrModel(Model[Picture, Page]):
 
     def sample(self) -> Sample:
         """Give a page of three lines."""
-        return Sample(_SAMPLE.read_bytes(), "image/png", {"text": "\n".join(_SAMPLE_LINES)})
+        expected = json.loads(_SAMPLE_ANSWER.read_text(encoding="utf-8"))
+        return Sample(_SAMPLE.read_bytes(), "image/png", expected)
 
 
 def _session(folder: Path, name: str, device: torch.device) -> Session:

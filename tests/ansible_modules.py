@@ -1,0 +1,97 @@
+"""Runs the project's modules as Ansible does: a process of their own, arguments as JSON on standard input."""
+
+import contextlib
+import importlib
+import importlib.util
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import ansible.module_utils
+import ansible.module_utils.basic
+import tree
+
+MODULE_UTILS = tree.ROOT / "plugins" / "module_utils"
+# Ansible ships module_utils of a project within each module; here they are put beside its own.
+START = """
+import runpy, sys
+import ansible.module_utils
+ansible.module_utils.__path__.append(sys.argv[1])
+sys.argv[:] = [sys.argv[2]]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def begin(name: str, arguments: Mapping[str, Any], **environment: str) -> subprocess.Popen[str]:
+    """Start a module in a process group of its own and do not wait for it."""
+    process = subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", START, MODULE_UTILS, tree.ROOT / "plugins" / "modules" / f"{name}.py"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | environment,
+        start_new_session=True,
+    )
+    assert process.stdin
+    process.stdin.write(json.dumps({"ANSIBLE_MODULE_ARGS": dict(arguments)}))
+    process.stdin.close()
+    process.stdin = None
+    return process
+
+
+def finish(process: subprocess.Popen[str]) -> dict[str, Any]:
+    """Wait for a module and give its result; whether it failed stands under ``failed``, always."""
+    out, err = process.communicate(timeout=120)
+    try:
+        result: dict[str, Any] = json.loads(out)
+    except ValueError:
+        raise AssertionError(f"the module gave no result, exit status {process.returncode}\n{out}\n{err}") from None
+    # As Ansible sees it: the word and the exit status have to agree.
+    assert bool(process.returncode) == result.setdefault("failed", False), (process.returncode, result)
+    return result
+
+
+def run(name: str, arguments: Mapping[str, Any], *, check: bool = False, **environment: str) -> dict[str, Any]:
+    """Run a module to its end; with ``check`` in check mode."""
+    return finish(begin(name, {**arguments, "_ansible_check_mode": check}, **environment))
+
+
+def load(kind: str, name: str) -> ModuleType:
+    """Import a plugin by its file, for tests of its single functions: ``load("filter", "services")``."""
+    for path in MODULE_UTILS.glob("*.py"):
+        known = f"ansible.module_utils.{path.stem}"
+        if known not in sys.modules:
+            sys.modules[known] = importlib.import_module(path.stem)
+            setattr(ansible.module_utils, path.stem, sys.modules[known])
+    path = Path(tree.ROOT, "plugins", kind, f"{name}.py")
+    spec = importlib.util.spec_from_file_location(f"fleet_{kind}_{name}", path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def call(module: ModuleType, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Run an imported module in this process, for tests that replace something within it."""
+    basic = ansible.module_utils.basic
+    output = io.StringIO()
+    former = basic._ANSIBLE_ARGS, basic._ANSIBLE_PROFILE
+    basic._ANSIBLE_ARGS = json.dumps({"ANSIBLE_MODULE_ARGS": dict(arguments)}).encode()
+    basic._ANSIBLE_PROFILE = "legacy"
+    try:
+        with contextlib.redirect_stdout(output):
+            module.main()
+    except SystemExit as end:
+        result: dict[str, Any] = json.loads(output.getvalue())
+        assert bool(end.code) == result.setdefault("failed", False)
+        return result
+    finally:
+        basic._ANSIBLE_ARGS, basic._ANSIBLE_PROFILE = former
+    raise AssertionError("the module came to its end without a result")

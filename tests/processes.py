@@ -1,0 +1,113 @@
+"""Start real servers for a test, wait for them, and end them by their process ids."""
+
+import os
+import signal
+import socket
+import subprocess
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+#: Seconds that any single wait may take; far more than is needed on a busy machine.
+PATIENCE_SECONDS = 30.0
+#: Every process below this test run has it in its environment, however far it moved away from its parent.
+MARK = f"FLEET_TEST_RUN={uuid.uuid4()}"
+
+
+def wait_for(condition: Callable[[], T], what: str | Callable[[], str]) -> T:
+    """Wait until ``condition`` gives something true, and give that."""
+    end = time.monotonic() + PATIENCE_SECONDS
+    while time.monotonic() < end:
+        if result := condition():
+            return result
+        time.sleep(0.03)
+    raise AssertionError(f"waited {PATIENCE_SECONDS:g} s in vain for {what if isinstance(what, str) else what()}")
+
+
+def free_ports(count: int = 1, stride: int = 1) -> list[int]:
+    """Ports on which nothing listens, ``stride`` apart, below those that the kernel gives to clients."""
+    for first in range(20000 + os.getpid() % 5000, 32000 - count * stride, 7):
+        ports = [first + number * stride for number in range(count)]
+        if not any(listens(port) for port in ports):
+            return ports
+    raise AssertionError("no free ports")
+
+
+def listens(port: int) -> bool:
+    """Whether a loopback port of this machine takes connections."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+@dataclass
+class Server:
+    """A running server and what it writes."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def text(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """Ask it to end, insist after a while; gives its exit status."""
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+            try:
+                self.process.wait(PATIENCE_SECONDS)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+        return self.process.wait()
+
+
+def marked() -> set[int]:
+    """Ids of the processes that this test run started and that still run."""
+    found = set()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                if MARK.encode() in (entry / "environ").read_bytes().split(b"\0"):
+                    found.add(int(entry.name))
+            except OSError:
+                continue
+    return found
+
+
+@contextmanager
+def running(
+    command: Sequence[str | Path],
+    log: Path,
+    environment: Mapping[str, str] | None = None,
+    number: int = signal.SIGTERM,
+    cwd: Path | None = None,
+) -> Iterator[Server]:
+    """Run a server until the end of the block; then neither it nor a child of it is left."""
+    name, _, value = MARK.partition("=")
+    clean = {key: value for key, value in os.environ.items() if not key.startswith(("INFERENCE_", "FLEET_"))}
+    before = marked()
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**clean, name: value, **(environment or {})},
+            cwd=cwd or log.parent,
+            start_new_session=True,
+        )
+    server = Server(process, log)
+    try:
+        yield server
+    finally:
+        server.stop(number)
+        # What a killed server leaves behind must not disturb the next test, nor outlive the run.
+        for pid in marked() - before:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
