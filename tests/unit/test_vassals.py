@@ -3,8 +3,7 @@
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ TINY = Path(__file__).parent / "data" / "tiny"
 ONE = [{"name": "one", **CPU}]
 SAMPLE = {"text": "hello", "content_type": "text/plain", "expect": {"answer": "42", "bytes": 5}}
 SERVICE = {
-    "name": "tiny",
     "route": "/tell",
     "wsgi_file": "app/tiny.py",
     "ready_path": "/ready",
@@ -31,17 +29,19 @@ SERVICE = {
 
 
 class Host:
-    """A fleet with a running emperor, and the module over it."""
+    """A fleet with an emperor, and the module over it."""
 
     def __init__(self, fleet: Fleet) -> None:
         self.fleet = fleet
+        self.folder = fleet.devices_dir / "one" / "vassals"
 
-    def wanted(self, release: str, **options: Any) -> list[Json]:
-        """The vassals of a release; it is laid when it is not there."""
+    def wanted(self, name: str, release: str = "r1", **options: Any) -> list[Json]:
+        """The vassal of a service of a release, which is laid when it is not there."""
         folder = self.fleet.folder / "releases" / release
         if not folder.exists():
             self.fleet.release(release, TINY, Path(sys.prefix))
-        return self.fleet.vassals([{**SERVICE, **options}], {"id": release, "dir": str(folder), "environment": ""}, ONE)
+        published = {"id": release, "dir": str(folder), "environment": ""}
+        return self.fleet.vassals([{"name": name, **SERVICE, **options}], published, ONE)
 
     def arguments(self, state: str, vassals: list[Json], **more: Any) -> Json:
         folders = {name: str(getattr(self.fleet, name)) for name in ("devices_dir", "run_dir", "log_dir")}
@@ -50,9 +50,15 @@ class Host:
     def run(self, state: str, vassals: list[Json], check: bool = False, **more: Any) -> Json:
         return ansible_modules.run("vassals", self.arguments(state, vassals, **more), check=check)
 
-    def files(self) -> list[str]:
-        """Everything in the folder that the emperor watches."""
-        return sorted(path.name for path in (self.fleet.devices_dir / "one" / "vassals").iterdir())
+    def start(self, vassals: list[Json]) -> Json:
+        """Bring vassals up and expect no trouble."""
+        result = self.run("started", vassals)
+        assert not result["failed"], result["msg"]
+        return result
+
+    def files(self, name: str) -> list[str]:
+        """Every file of a service in the folder that the emperor watches."""
+        return sorted(path.name for path in self.folder.iterdir() if name in path.name)
 
     def ask(self, result: Json, path: str = "/tell") -> Json:
         """What the vassal at the address that the module gave answers."""
@@ -64,9 +70,14 @@ class Host:
         stats = self.fleet.stats(vassals[0])
         return {stats["pid"], *(worker["pid"] for worker in stats["workers"])}
 
+    def busy(self, vassals: list[Json]) -> bool:
+        return any(worker["status"] == "busy" for worker in self.fleet.stats(vassals[0])["workers"])
 
-@pytest.fixture
-def host(fleet: Fleet) -> Iterator[Host]:
+
+@pytest.fixture(scope="module")
+def host(new_fleet: Callable[[], Fleet]) -> Iterator[Host]:
+    """One emperor for the tests of this file: each of them has services of its own."""
+    fleet = new_fleet()
     with fleet.emperor("one"):
         yield Host(fleet)
 
@@ -76,195 +87,209 @@ def file_of(vassals: list[Json]) -> str:
 
 
 def test_a_release_comes_up_is_replaced_and_retired(host: Host) -> None:
-    first = host.wanted("r1")
+    first = host.wanted("switch")
     planned = host.run("started", first, check=True)
     assert planned["changed"]
-    assert host.files() == [], "check mode"
+    assert host.files("switch") == [], "check mode"
 
-    started = host.run("started", first)
-    assert not started["failed"], started
+    started = host.start(first)
     assert started["started"] == planned["started"] == [f"one/{first[0]['name']}"]
+    address = f"{host.fleet.run_dir}/one/{first[0]['name']}.sock"
     assert started["upstreams"] == planned["upstreams"]
-    assert started["upstreams"] == [
-        {"service": "tiny", "device": "one", "address": f"{host.fleet.run_dir}/one/{first[0]['name']}.sock"}
-    ]
-    assert host.files() == [file_of(first)]
+    assert started["upstreams"] == [{"service": "switch", "device": "one", "address": address}]
+    assert host.files("switch") == [file_of(first)]
     assert host.fleet.accepting(first[0])
+    again = host.start(first)
+    assert (again["changed"], again["started"], again["upstreams"]) == (False, [], started["upstreams"])
 
-    again = host.run("started", first)
-    assert (again["changed"], again["started"]) == (False, [])
-    assert again["upstreams"] == started["upstreams"]
-
-    second = host.wanted("r2")
-    new = host.run("started", second)
+    second = host.wanted("switch", "r2")
+    new = host.start(second)
     assert new["changed"]
-    assert host.files() == sorted([file_of(first), file_of(second)])
+    assert host.files("switch") == sorted([file_of(first), file_of(second)])
     assert (host.ask(started)["release"], host.ask(new)["release"]) == ("r1", "r2")
     before = host.pids(second)
+    assert len(before) == 3
 
     assert host.run("retired", second, check=True)["removed"] == [f"one/{first[0]['name']}"]
-    assert len(host.files()) == 2, "check mode"
-    (host.fleet.devices_dir / "one" / "vassals" / ".tiny--r0.partial").write_text("left by a killed run")
+    assert len(host.files("switch")) == 2, "check mode"
+    (host.folder / ".switch--r0.partial").write_text("left by a killed run")
     retired = host.run("retired", second)
     assert (retired["changed"], retired["removed"]) == (True, [f"one/{first[0]['name']}"])
-    assert host.files() == [file_of(second)]
-    assert not Path(started["upstreams"][0]["address"]).exists()
+    assert host.files("switch") == [file_of(second)]
+    assert not Path(address).exists()
     assert host.pids(second) == before, "the new one was not touched"
-    assert len(before) == 3
     assert not host.run("retired", second)["changed"]
 
-    reverted = host.run("reverted", [], names=new["started"])
-    assert reverted["changed"]
-    assert host.files() == []
-    assert not list((host.fleet.run_dir / "one").glob("tiny*"))
+    assert host.run("reverted", [], names=new["started"], check=True)["changed"]
+    assert host.files("switch") == [file_of(second)], "check mode"
+    assert host.run("reverted", [], names=new["started"])["changed"]
+    assert host.files("switch") == []
+    assert not list((host.fleet.run_dir / "one").glob("switch*"))
 
 
 def test_retiring_waits_for_the_requests_that_run(host: Host) -> None:
-    started = host.run("started", host.wanted("r1", workers=1))
+    vassals = host.wanted("slow", workers=1)
+    address = host.start(vassals)["upstreams"][0]["address"]
     answers: list[fleet_socket.Answer] = []
-    address = started["upstreams"][0]["address"]
     request = threading.Thread(
-        target=lambda: answers.append(fleet_socket.request(address, "uwsgi", "/tell?seconds=2", timeout=20))
+        target=lambda: answers.append(fleet_socket.request(address, "uwsgi", "/tell?seconds=2.5", timeout=20))
     )
     request.start()
-    wait_for(lambda: busy(host, started), "the request to be taken")
+    wait_for(lambda: host.busy(vassals), "the request to be taken")
     began = time.monotonic()
-    retired = host.run("retired", [])
-    assert retired["changed"]
-    request.join()
+    assert host.run("retired", [])["changed"]
+    # The answer is on its way through this process; the vassal has sent it before it went.
+    request.join(0.5)
     assert [answer.status for answer in answers] == [200], "it was answered, not cut"
     assert time.monotonic() - began > 1
     assert not Path(address).exists()
 
 
-def busy(host: Host, started: Json) -> bool:
-    name = started["started"][0].split("/")[1]
-    workers = fleet_socket.stats(f"{host.fleet.run_dir}/one/{name}.stats")["workers"]
-    return any(worker["status"] == "busy" for worker in workers)
+BROKEN: dict[str, tuple[Json, list[str]]] = {
+    "crash": (
+        {"environment": {"TINY_CRASH": "1"}},
+        ["it crashes while starting", "RuntimeError: TINY_CRASH is set"],
+    ),
+    "option": (
+        {"uwsgi_options": {"no-such-option": 1}},
+        ["it crashes while starting", "unknown config directive: no-such-option"],
+    ),
+    "no-stats": (
+        {"environment": {"TINY_CRASH": "1"}, "stats": False},
+        ["it crashes while starting"],
+    ),
+    # Their masters are started once: neither their own stats nor the emperor's make two of it.
+    "answer": (
+        {"environment": {"TINY_ANSWER": "43"}, "load_seconds": 3},
+        ["after 3 s: the sample has a wrong answer: answer is '43', expected '42'"],
+    ),
+    "member": (
+        {"sample": {**SAMPLE, "expect": {"score": 1}}, "load_seconds": 3},
+        ["after 3 s: the sample has a wrong answer: score is missing"],
+    ),
+    "text": (
+        {"callable": "other", "load_seconds": 3},
+        ["after 3 s: the sample has a wrong answer: answer is missing"],
+    ),
+}
 
 
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        ({"environment": {"TINY_CRASH": "1"}}, ["it crashes while starting", "RuntimeError: TINY_CRASH is set"]),
-        ({"uwsgi_options": {"no-such-option": 1}}, ["it crashes while starting", "unknown config directive: no-such-op"]),
-        ({"environment": {"TINY_ANSWER": "43"}}, ["sample has a wrong answer: answer is '43', expected '42'"]),
-        ({"sample": {**SAMPLE, "expect": {"score": 1}}}, ["sample has a wrong answer: score is missing"]),
-        ({"callable": "other"}, ["sample has a wrong answer: answer is missing"]),
-    ],
-    ids=["crash", "option", "answer", "member", "no JSON"],
-)
-def test_a_broken_release_is_taken_back_while_the_former_one_serves(host: Host, options: Json, said: list[str]) -> None:
-    former = host.wanted("r1", workers=1)
-    started = host.run("started", former)
+def test_a_broken_release_is_taken_back_while_the_former_one_serves(host: Host) -> None:
+    former = host.wanted("steady")
+    started = host.start(former)
     before = host.pids(former)
-    broken = host.run("started", host.wanted("r2", workers=1, **{"load_seconds": 4, **options}))
-    assert broken["failed"]
-    assert "Vassal one/tiny--r2-" in broken["msg"]
-    assert "The new vassals were removed; the former ones serve on." in broken["msg"]
-    assert f"tail -n 100 {host.fleet.log_dir}/uwsgi-emperor@one.log" in broken["msg"]
-    assert [text for text in said if text not in broken["msg"]] == [], broken["msg"]
-    assert host.files() == [file_of(former)]
+    # All at once, since each of them takes some seconds to be found out.
+    runs = {
+        name: ansible_modules.begin(
+            "vassals", host.arguments("started", host.wanted(name, workers=1, **{"load_seconds": 25, **options}))
+        )
+        for name, (options, _) in BROKEN.items()
+    }
+    results = {name: ansible_modules.finish(process) for name, process in runs.items()}
+    for name, (_, said) in BROKEN.items():
+        message = results[name]["msg"]
+        assert results[name]["failed"]
+        assert message.startswith(f"Vassal one/{name}--r1-"), message
+        assert not [text for text in said if text not in message], message
+        assert "The new vassals were removed; the former ones serve on." in message
+        assert f"tail -n 100 {host.fleet.log_dir}/uwsgi-emperor@one.log" in message
+        assert host.files(name) == []
+        assert not list((host.fleet.run_dir / "one").glob(f"{name}--*"))
     assert host.pids(former) == before
     assert host.ask(started)["release"] == "r1"
-    assert [path.name for path in (host.fleet.run_dir / "one").glob("tiny--r2*")] == []
 
 
-def test_a_vassal_that_loads_long_is_no_crash(host: Host) -> None:
-    """Its master is started once: neither its own stats nor the emperor's make two of it."""
-    result = host.run("started", host.wanted("r1", load_seconds=2, sample={**SAMPLE, "expect": {"answer": "41"}}))
-    assert result["failed"]
-    assert "after 2 s: the sample has a wrong answer" in result["msg"]
-    assert "crashes" not in result["msg"]
+def test_a_vassal_that_crashed_before_may_be_tried_again(host: Host) -> None:
+    """The emperor remembers the crashes by the vassal's name; they do not count against the next try."""
+    lock = host.fleet.folder / "releases" / "mended"
+    vassals = host.wanted("mended", "mended", workers=1)
+    (lock / "app").unlink()
+    assert "it crashes while starting" in host.run("started", vassals)["msg"]
+    (lock / "app").symlink_to(TINY)
+    assert host.start(vassals)["changed"]
 
 
 def test_a_vassal_that_is_there_but_does_not_serve_is_told(host: Host) -> None:
     """Nothing is missing, so nothing is removed."""
-    vassals = host.wanted("r1", load_seconds=2)
-    host.run("started", vassals)
-    vassals[0]["workers"] = 3
+    vassals = host.wanted("there", stats=True, load_seconds=1)
+    vassals[0]["load_seconds"] = 20
+    host.start(vassals)
+    vassals[0].update(workers=3, load_seconds=1)
     result = host.run("started", vassals)
     assert result["failed"]
-    assert "after 2 s: 2 of 3 workers accept requests" in result["msg"]
+    assert "after 1 s: 2 of 3 workers accept requests" in result["msg"]
     assert "removed" not in result["msg"]
-    assert host.files() == [file_of(vassals)]
+    assert host.files("there") == [file_of(vassals)]
 
 
 def test_without_an_emperor_the_file_is_taken_back(fleet: Fleet) -> None:
     host = Host(fleet)
-    result = host.run("started", host.wanted("r1", load_seconds=1))
+    result = host.run("started", host.wanted("alone", load_seconds=1))
     assert result["failed"]
     assert "after 1 s" in result["msg"]
     assert "No such file or directory" in result["msg"]
-    assert host.files() == []
+    assert host.files("alone") == []
 
 
 def test_without_stats_it_is_enough_that_it_answers(host: Host) -> None:
-    started = host.run("started", host.wanted("r1", stats=False))
-    assert not started["failed"], started
-    assert host.ask(started)["release"] == "r1"
-    broken = host.run("started", host.wanted("r2", stats=False, environment={"TINY_CRASH": "1"}))
-    assert broken["failed"]
-    assert "it crashes while starting" in broken["msg"]
+    assert host.ask(host.start(host.wanted("quiet", stats=False)))["release"] == "r1"
 
 
 def test_tcp_ports_alternate_between_releases(host: Host) -> None:
     first, second = processes.free_ports(2, stride=50)
-    seen = []
-    for release in ("r1", "r2", "r3"):
-        vassals = host.wanted(release, transport="tcp", base_port=first, workers=1)
-        planned = host.run("started", vassals, check=True)
-        result = host.run("started", vassals)
-        assert not result["failed"], result
-        assert result["upstreams"] == planned["upstreams"]
-        assert host.ask(result)["release"] == release
-        host.run("retired", vassals)
-        seen.append(result["upstreams"][0]["address"])
-        assert host.run("started", vassals)["upstreams"] == result["upstreams"], "where it is, not where it would be"
-    assert seen == [f"127.0.0.1:{port}" for port in (first, second, first)]
 
+    def port(result: Json) -> str:
+        return str(result["upstreams"][0]["address"])
 
-def test_both_tcp_ports_taken(host: Host) -> None:
-    first, second = processes.free_ports(2, stride=50)
-    for release in ("r1", "r2"):
-        host.run("started", host.wanted(release, transport="tcp", base_port=first, workers=1))
-    result = host.run("started", host.wanted("r3", transport="tcp", base_port=first, workers=1))
-    assert result["failed"]
-    assert f"ports [{first}, {second}] are both taken" in result["msg"]
-    assert len(host.files()) == 2
+    releases = [
+        host.wanted("tcp", release, transport="tcp", base_port=first, workers=1) for release in ("r1", "r2", "r3")
+    ]
+    assert port(host.run("started", releases[0], check=True)) == f"127.0.0.1:{first}"
+    one = host.start(releases[0])
+    assert port(one) == f"127.0.0.1:{first}"
+    assert port(host.run("started", releases[1], check=True)) == f"127.0.0.1:{second}"
+    two = host.start(releases[1])
+    assert port(two) == f"127.0.0.1:{second}"
+    assert (host.ask(one)["release"], host.ask(two)["release"]) == ("r1", "r2")
+
+    three = host.run("started", releases[2])
+    assert three["failed"]
+    assert f"ports [{first}, {second}] are both taken" in three["msg"]
+    assert host.files("tcp") == sorted(map(file_of, releases[:2]))
+
+    host.run("retired", releases[1])
+    assert port(host.start(releases[1])) == f"127.0.0.1:{second}", "where it is, not where it would be"
+    three = host.start(releases[2])
+    assert (port(three), host.ask(three)["release"]) == (f"127.0.0.1:{first}", "r3")
 
 
 def test_status_of_the_host(host: Host) -> None:
     """What `./fleet status` shows of it."""
-
-    def status() -> Json:
-        folders = {"devices_dir": str(host.fleet.devices_dir), "run_dir": str(host.fleet.run_dir)}
-        result = ansible_modules.run("host_status", {"devices": ONE, **folders})
-        assert not result["changed"]
-        (device,) = result["status"]["devices"]
-        (vassal,) = device["vassals"]
-        return dict(vassal)
-
-    vassals = host.wanted("r1")
-    host.run("started", vassals)
-    found = status()
-    assert {name: found[name] for name in ("service", "release", "workers", "accepting", "busy", "state")} == {
-        **{"service": "tiny", "release": "r1", "workers": 2, "accepting": 2},
-        **{"busy": 0, "state": "ok"},
-    }
-    assert found["requests"] >= 2, "the readiness path and the sample"
-    path = host.fleet.devices_dir / "one" / "vassals" / file_of(vassals)
-    path.rename(path.with_name("tiny--r2-000000.ini"))
-    found = status()
-    assert (found["state"], found["name"]) == ("DOWN", "tiny--r2-000000")
+    up, quiet, down = host.wanted("up"), host.wanted("mute", stats=False, workers=1), host.wanted("down")
+    host.start([*up, *quiet])
+    # Where another emperor would look, which does not run.
+    other = host.fleet.devices_dir / "two" / "vassals"
+    other.mkdir(parents=True)
+    (other / file_of(down)).write_text(down[0]["ini"])
+    folders = {"devices_dir": str(host.fleet.devices_dir), "run_dir": str(host.fleet.run_dir)}
+    result = ansible_modules.run("host_status", {"devices": [*ONE, {"name": "two"}], **folders})
+    assert not result["changed"]
+    found = {vassal["service"]: vassal for device in result["status"]["devices"] for vassal in device["vassals"]}
+    names = ("name", "release", "workers", "accepting", "busy", "state")
+    assert [tuple(found[service][name] for name in names) for service in ("up", "mute", "down")] == [
+        (up[0]["name"], "r1", 2, 2, 0, "ok"),
+        (quiet[0]["name"], "r1", 1, 0, 0, "NO STATS"),
+        (down[0]["name"], "r1", 2, 0, 0, "DOWN"),
+    ]
+    assert found["up"]["requests"] >= 2, "the readiness path and the sample"
 
 
 def test_the_emperor_ends_with_its_vassals(fleet: Fleet) -> None:
-    with ExitStack() as stack:
-        emperor = stack.enter_context(fleet.emperor("one"))
+    others = processes.marked()
+    with fleet.emperor("one") as emperor:
         host = Host(fleet)
-        host.run("started", host.wanted("r1"))
-        assert len(processes.marked()) == 4, "emperor, master and two workers"
+        host.start(host.wanted("last"))
+        assert len(processes.marked() - others) == 4, "emperor, master and two workers"
         emperor.stop()
-        wait_for(lambda: not processes.marked(), "all of them to end")
+        wait_for(lambda: not processes.marked() - others, "all of them to end")
         assert emperor.process.returncode == 0

@@ -56,7 +56,8 @@ def create(config: Config, runner: Runner) -> Blueprint:
         if torch := loader.torch_version():
             facts["torch"] = torch
         if revision is not None:
-            facts["revision"] = revision
+            # Not the wheels of every kind of host: that is for who reads the file on the host.
+            facts["revision"] = {key: value for key, value in revision.items() if key != "environments"}
         return jsonify(facts)
 
     return blueprint
