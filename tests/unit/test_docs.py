@@ -86,7 +86,7 @@ def test_example_is_an_inventory_of_two_hosts() -> None:
 
 
 def test_deploy_takes_the_example() -> None:
-    command = [tree.ROOT / "fleet", "deploy", "-i", EXAMPLE, "--list-tasks"]
+    command: list[str | Path] = [tree.ROOT / "fleet", "deploy", "-i", EXAMPLE, "--list-tasks"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "Retire the former vassals" in done.stdout
+    assert "services : Retire the vassals" in done.stdout
