@@ -106,6 +106,11 @@ def service_complaints(services: list[Mapping[str, Any]], stop_seconds: int, ngi
             )
         if not 1 <= int(service["port"]) <= 65535:
             complaints.append(f"service {name}: port is {service['port']}; it takes 1 to 65535.")
+        if not service["master"]:
+            complaints.append(
+                f"service {name}: master is false: an emperor cannot stop a vassal without a master, so it would be killed "
+                "with its requests at each release switch. Leave it true."
+            )
         if not 1024 <= int(service["base_port"]) <= 65000:
             complaints.append(f"service {name}: base_port is {service['base_port']}; it takes 1024 to 65000.")
         complaints += [

@@ -60,8 +60,6 @@ def services_resolve(services: Iterable[Mapping[str, Any]]) -> list[dict[str, An
         if service["extras"] is None:
             service["extras"] = built_in.get("extras", ["torch"])
         service["sample"] = service["sample"] or built_in.get("sample") or {}
-        # It is the master that tells the stats.
-        service["stats"] = service["stats"] and service["master"]
         service["options"] = dict(service["options"])
         if service["program"]:
             service["options"].setdefault("program", Path(service["program"]).name)

@@ -119,6 +119,9 @@ class Configuration:
 
     def test(self) -> None:
         """Have nginx test the wanted configuration in a copy; fail the module when it refuses it."""
+        # What a run that was killed here left behind.
+        for left in self.root.parent.glob(".nginx-test-*"):
+            shutil.rmtree(left, ignore_errors=True)
         # A name below /etc keeps relative includes and the rights of the original.
         copy = Path(tempfile.mkdtemp(prefix=".nginx-test-", dir=self.root.parent))
         try:

@@ -39,6 +39,8 @@ from ansible.module_utils.fleet_socket import (
 #: A vassal whose master was started this often while it was waited for is crashing, not loading.
 CRASHES = 3
 POLL_SECONDS = 0.3
+#: uWSGI writes some thirty lines for each start, so that those of several services have room.
+LOG_LINES = 100
 
 
 class NotReady(Exception):
@@ -168,9 +170,9 @@ class Host:
         """The last lines that a device's emperor and its vassals wrote."""
         files = Path(self.module.params["log_dir"]) / f"uwsgi-emperor@{device}.log"
         if files.is_file():
-            return "\n".join(files.read_text(errors="replace").splitlines()[-40:])
+            return "\n".join(files.read_text(errors="replace").splitlines()[-LOG_LINES:])
         _, out, _ = self.module.run_command(
-            ["journalctl", "-u", f"uwsgi-emperor@{device}", "-n", "40", "--no-pager", "-o", "cat"]
+            ["journalctl", "-u", f"uwsgi-emperor@{device}", "-n", str(LOG_LINES), "--no-pager", "-o", "cat"]
         )
         return str(out)
 

@@ -105,7 +105,7 @@ def test_every_line_of_the_page_does_what_it_shows(scratch: Path) -> None:
     environment["PATH"] = os.pathsep.join([*map(str, programs), environment["PATH"]])
     environment["PYTHONPATH"] = str(tree.ROOT / "app" / "src")
     bash = subprocess.Popen(
-        ["bash", "-euo", "pipefail", "-c", script],
+        ["bash", "-euc", script],
         cwd=scratch,
         env=environment,
         stdin=subprocess.DEVNULL,

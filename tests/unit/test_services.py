@@ -4,7 +4,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -244,101 +244,118 @@ def test_the_name_holds_release_and_settings(fleet: Fleet) -> None:
 
 # ---- real uWSGI
 
-
-@pytest.fixture
-def start(fleet: Fleet) -> Callable[..., Any]:
-    """Run the service on the first device; gives the vassal and its server."""
-    release = fleet.release("r1", TINY, Path(sys.prefix))
-
-    def run(**options: Any) -> Any:
-        vassal = fleet.vassals([{**SERVICE, **options}], release, DEVICES[:1])[0]
-        return vassal, fleet.vassal(vassal)
-
-    return run
-
-
-def test_the_classic_recipe(fleet: Fleet, start: Callable[..., Any]) -> None:
-    vassal, running = start()
-    with running:
-        lines = fleet.place(vassal).read_text().splitlines()
-        for line in ("buffer-size = 65536", "master = true", "lazy-apps = true", "threads = 1", "strict = true"):
-            assert line in lines
-        stats = fleet.stats(vassal)
-        assert len(stats["workers"]) == 2
-        assert [len(one["cores"]) for one in stats["workers"]] == [1, 1]
-        told = fleet.ask(vassal, "/tell", headers={"X-Long": "x" * 60_000}).json()
-        assert len(told["request"]["HTTP_X_LONG"]) == 60_000, "64 KiB of headers pass"
-        assert told["pid"] in {one["pid"] for one in stats["workers"]}
-        assert told["loaded_by"] == told["pid"] != stats["pid"], "lazy-apps: each worker loads the app itself"
-        assert not told["threads"]
-        path = Path(fleet.address(vassal))
-        assert path.stat().st_mode & 0o777 == 0o660
-        assert (path.owner(), path.group()) == (USER, GROUP)
-    assert not path.exists(), "vacuum"
-    assert not processes.marked()
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"protocol": "http"},
-        {"transport": "tcp"},
-        {"transport": "tcp", "protocol": "http"},
-        {"wsgi_file": "", "module": "tiny", "callable": "other"},
-        {"wsgi_file": "app/tiny.py", "callable": "other", "protocol": "http"},
-        {"master": False, "workers": 1},
-        {"stats": False},
-        {"lazy_apps": False},
-    ],
-    ids=lambda options: " ".join(f"{name}={value}" for name, value in options.items()),
-)
-def test_every_row_of_the_recipe_runs(fleet: Fleet, start: Callable[..., Any], options: Json) -> None:
-    if "transport" in options:
-        options = {**options, "base_port": processes.free_ports(2, services.PORT_STRIDE)[0]}
-    vassal, running = start(**options)
-    with running as server:
-        answer = fleet.ask(vassal, "/tell", headers={"Accept": "a/b"})
-        assert answer.status == 200
-        if options.get("callable"):
-            assert answer.body == b"other"
-            return
-        told = answer.json()
-        assert told["request"]["HTTP_ACCEPT"] == "a/b"
-        assert told["environment"]["INFERENCE_DEVICE"] == "one"
-        if options.get("master", True):
-            assert told["pid"] != server.process.pid
-            shared = told["loaded_by"] == server.process.pid
-            assert shared == (not options.get("lazy_apps", True))
-        else:
-            assert told["pid"] == server.process.pid
-        assert vassal["stats"] == Path(f"{fleet.run_dir}/one/{vassal['name']}.stats").exists()
-        assert vassal["stats"] == (options.get("stats", True) and options.get("master", True))
+STATIC = Path(__file__).parent / "data"
+#: One service for each row of the classic recipe, all brought up by the real module under one emperor.
+ROWS: dict[str, Json] = {
+    "classic": {},
+    "http": {"protocol": "http"},
+    "tcp": {"transport": "tcp"},
+    "tcp-http": {"transport": "tcp", "protocol": "http"},
+    "module": {"wsgi_file": "", "module": "tiny", "callable": "other"},
+    "callable": {"callable": "other", "protocol": "http"},
+    "no-stats": {"stats": False},
+    "eager": {"lazy_apps": False},
+    "threads": {"workers": 1, "threads": 3},
+    "options": {
+        "workers": 1,
+        "uwsgi_options": {
+            "static-map": [f"/a={STATIC}/tiny", f"/b={STATIC}/nvidia-smi"],
+            "show-config": True,
+            "log-5xx": False,
+            "max-requests": 500,
+            "set-placeholder": "share=100%",
+        },
+    },
+    "environment": {
+        "workers": 1,
+        "environment": {
+            "PYTHONOPTIMIZE": "1",
+            "PERCENT": "50% of %d%%",
+            "SPACES": "a  b ",
+            "JSON": '{"a": ["b c", "d\'e"], "f": "\\n$HOME `id` %s"}',
+            "EQUALS": "x=y=z",
+            "EMPTY": "",
+            "HASH": "#no; comment",
+            "LANGUAGES": "Grüße, 你好",
+            "NUMBER": 7,
+        },
+        "options": {"labels": ["100 %", 'a "b"'], "nested": {"x": None}, "letters": "ß"},
+    },
+}
 
 
-def test_threads_of_a_worker(fleet: Fleet, start: Callable[..., Any]) -> None:
-    vassal, running = start(workers=1, threads=3)
-    with running:
-        assert [len(one["cores"]) for one in fleet.stats(vassal)["workers"]] == [3]
-        assert fleet.ask(vassal, "/tell").json()["threads"]
+@pytest.fixture(scope="module")
+def served(shared_fleet: Fleet) -> Iterator[dict[str, Json]]:
+    """The vassals by the names of their services, running."""
+    ports = iter(processes.free_ports(4, stride=1))
+    given = [
+        {**SERVICE, "name": name, "route": f"/{name}", **({"base_port": next(ports)} if "transport" in row else {}), **row}
+        for name, row in ROWS.items()
+    ]
+    with shared_fleet.emperor("one"):
+        vassals = shared_fleet.vassals(given, shared_fleet.release("r1", TINY, Path(sys.prefix)), DEVICES[:1])
+        folders = {name: str(getattr(shared_fleet, name)) for name in ("devices_dir", "run_dir", "log_dir")}
+        result = ansible_modules.run("vassals", {"state": "started", "vassals": vassals, **folders})
+        assert not result["failed"], result["msg"]
+        yield {vassal["service"]: vassal for vassal in vassals}
 
 
-def test_options_of_uwsgi_lists_and_booleans(fleet: Fleet, start: Callable[..., Any], tmp_path: Path) -> None:
-    for name in "ab":
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "file").write_text(f"file of {name}")
-    options = {
-        "static-map": [f"/a={tmp_path}/a", f"/b={tmp_path}/b"],
-        "show-config": True,
-        "log-5xx": False,
-        "max-requests": 500,
-        "set-placeholder": "share=100%",
-    }
-    vassal, running = start(workers=1, uwsgi_options=options)
-    with running as server:
-        assert fleet.ask(vassal, "/a/file").body == b"file of a"
-        assert fleet.ask(vassal, "/b/file").body == b"file of b"
-        shown = server.text().partition(";uWSGI instance configuration")[2].partition(";end of configuration")[0]
-        assert {"show-config = true", "log-5xx = false", "max-requests = 500", "share = 100%"} <= set(shown.splitlines())
+def test_the_classic_recipe(shared_fleet: Fleet, served: dict[str, Json]) -> None:
+    vassal = served["classic"]
+    lines = vassal["ini"].splitlines()
+    for line in ("buffer-size = 65536", "master = true", "lazy-apps = true", "threads = 1", "strict = true"):
+        assert line in lines
+    stats = shared_fleet.stats(vassal)
+    assert len(stats["workers"]) == 2
+    assert [len(one["cores"]) for one in stats["workers"]] == [1, 1]
+    told = shared_fleet.ask(vassal, "/", headers={"X-Long": "x" * 60_000}).json()
+    assert len(told["request"]["HTTP_X_LONG"]) == 60_000, "64 KiB of headers pass"
+    assert told["pid"] in {one["pid"] for one in stats["workers"]}
+    assert told["loaded_by"] == told["pid"] != stats["pid"], "lazy-apps: each worker loads the app itself"
+    assert not told["threads"]
+    path = Path(shared_fleet.address(vassal))
+    assert path.stat().st_mode & 0o777 == 0o660
+    assert (path.owner(), path.group()) == (USER, GROUP)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_every_row_of_the_recipe_answers(shared_fleet: Fleet, served: dict[str, Json], name: str) -> None:
+    vassal, row = served[name], {**SERVICE, "stats": True, "lazy_apps": True, **ROWS[name]}
+    answer = shared_fleet.ask(vassal, "/", headers={"Accept": "a/b"})
+    assert answer.status == 200
+    assert vassal["stats"] == row["stats"] == Path(f"{shared_fleet.run_dir}/one/{vassal['name']}.stats").exists()
+    if row.get("callable"):
+        assert answer.body == b"other"
+        return
+    told = answer.json()
+    assert told["request"]["HTTP_ACCEPT"] == "a/b"
+    assert told["environment"]["INFERENCE_SERVICE"] == name
+    if row["stats"]:
+        stats = shared_fleet.stats(vassal)
+        assert len(stats["workers"]) == row["workers"]
+        assert told["loaded_by"] == (told["pid"] if row["lazy_apps"] else stats["pid"])
+
+
+def test_threads_of_a_worker(shared_fleet: Fleet, served: dict[str, Json]) -> None:
+    assert [len(one["cores"]) for one in shared_fleet.stats(served["threads"])["workers"]] == [3]
+    assert shared_fleet.ask(served["threads"], "/").json()["threads"]
+
+
+def test_options_of_uwsgi_lists_and_booleans(shared_fleet: Fleet, served: dict[str, Json]) -> None:
+    for path, file in (("/a/tiny.py", "tiny/tiny.py"), ("/b/two-t4.csv", "nvidia-smi/two-t4.csv")):
+        assert shared_fleet.ask(served["options"], path).body == (STATIC / file).read_bytes()
+    log = (shared_fleet.log_dir / "uwsgi-emperor@one.log").read_text()
+    shown = log.partition(";uWSGI instance configuration")[2].partition(";end of configuration")[0].splitlines()
+    assert {"show-config = true", "log-5xx = false", "max-requests = 500", "share = 100%"} <= set(shown)
+
+
+def test_the_environment_is_there_before_python_starts(shared_fleet: Fleet, served: dict[str, Json]) -> None:
+    told = shared_fleet.ask(served["environment"], "/").json()
+    # Only a Python that is started with PYTHONOPTIMIZE knows it.
+    assert told["optimize"] == 1
+    own = ROWS["environment"]["environment"]
+    assert {name: told["environment"].get(name) for name in own} == {name: str(value) for name, value in own.items()}
+    assert json.loads(told["environment"]["INFERENCE_OPTIONS"]) == ROWS["environment"]["options"]
 
 
 @pytest.mark.parametrize("option", ["no-such-option", "master-of-puppets", "max_requests"])
@@ -350,28 +367,6 @@ def test_uwsgi_itself_refuses_an_unknown_option(fleet: Fleet, option: str) -> No
     assert done.returncode == 1
     assert f"[strict-mode] unknown config directive: {option}" in done.stdout + done.stderr
     assert not fleet.accepting(vassal)
-
-
-def test_the_environment_is_there_before_python_starts(fleet: Fleet, start: Callable[..., Any]) -> None:
-    own = {
-        "PYTHONOPTIMIZE": "1",
-        "PERCENT": "50% of %d%%",
-        "SPACES": "a  b ",
-        "JSON": '{"a": ["b c", "d\'e"], "f": "\\n$HOME `id` %s"}',
-        "EQUALS": "x=y=z",
-        "EMPTY": "",
-        "HASH": "#no; comment",
-        "LANGUAGES": "Grüße, 你好",
-        "NUMBER": 7,
-    }
-    options = {"labels": ["100 %", 'a "b"'], "nested": {"x": None}, "letters": "ß"}
-    vassal, running = start(workers=1, environment=own, options=options)
-    with running:
-        told = fleet.ask(vassal, "/tell").json()
-    # Only a Python that is started with the variable knows it.
-    assert told["optimize"] == 1
-    assert {name: told["environment"].get(name) for name in own} == {name: str(value) for name, value in own.items()}
-    assert json.loads(told["environment"]["INFERENCE_OPTIONS"]) == options
 
 
 @pytest.mark.parametrize("value", ["a\nb", "$(whoami)", "@(exec://id)"])
