@@ -15,8 +15,8 @@ from typing import TypeVar
 T = TypeVar("T")
 #: Seconds that any single wait may take; far more than is needed on a busy machine.
 PATIENCE_SECONDS = 30.0
-#: Every process below this test run has it in its environment, however far it moved away from its parent.
-MARK = f"FLEET_TEST_RUN={uuid.uuid4()}"
+#: Every process below a server has this variable with the server's mark, however far it moved from its parent.
+MARK = "FLEET_TEST_SERVER"
 
 
 def wait_for(condition: Callable[[], T], what: str | Callable[[], str]) -> T:
@@ -50,6 +50,7 @@ class Server:
 
     process: subprocess.Popen[bytes]
     log: Path
+    mark: str
 
     def text(self) -> str:
         return self.log.read_text(errors="replace")
@@ -64,18 +65,16 @@ class Server:
                 self.process.kill()
         return self.process.wait()
 
-
-def marked() -> set[int]:
-    """Ids of the processes that this test run started and that still run."""
-    found = set()
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid():
+    def processes(self) -> set[int]:
+        """Ids of all its processes that still run."""
+        found = set()
+        for entry in Path("/proc").iterdir():
             try:
-                if MARK.encode() in (entry / "environ").read_bytes().split(b"\0"):
+                if entry.name.isdigit() and f"{MARK}={self.mark}".encode() in (entry / "environ").read_bytes().split(b"\0"):
                     found.add(int(entry.name))
             except OSError:
                 continue
-    return found
+        return found
 
 
 @contextmanager
@@ -87,26 +86,25 @@ def running(
     cwd: Path | None = None,
 ) -> Iterator[Server]:
     """Run a server until the end of the block; then neither it nor a child of it is left."""
-    name, _, value = MARK.partition("=")
+    mark = str(uuid.uuid4())
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("INFERENCE_", "FLEET_"))}
-    before = marked()
     with log.open("wb") as output:
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**clean, name: value, **(environment or {})},
+            env={**clean, MARK: mark, **(environment or {})},
             cwd=cwd or log.parent,
             start_new_session=True,
         )
-    server = Server(process, log)
+    server = Server(process, log, mark)
     try:
         yield server
     finally:
         server.stop(number)
         # What a killed server leaves behind must not disturb the next test, nor outlive the run.
-        for pid in marked() - before:
+        for pid in server.processes():
             try:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:

@@ -94,6 +94,10 @@ class Fleet:
         self.log_dir = folder / "log"
         for path in (self.devices_dir, self.run_dir, self.log_dir, folder / "helpers"):
             path.mkdir()
+        # The helper that starts vassals, as it is.
+        self.wrapper = folder / "helpers" / "run-vassal"
+        self.wrapper.write_text(roles.render("emperor", "usr/local/lib/fleet/run-vassal.j2"))
+        self.wrapper.chmod(0o755)
 
     def local(self, text: str, *places: tuple[str, str]) -> str:
         """A rendered text with the places of a real host replaced; each of them must stand in it."""
@@ -169,19 +173,12 @@ class Fleet:
             return False
         return [one["accepting"] for one in workers if one["pid"]] == [1] * vassal["workers"]
 
-    def wrapper(self) -> Path:
-        """The helper that starts vassals."""
-        path = self.folder / "helpers" / "run-vassal"
-        path.write_text(self.roles.render("emperor", "usr/local/lib/fleet/run-vassal.j2"))
-        path.chmod(0o755)
-        return path
-
     @contextmanager
     def vassal(self, vassal: Json) -> Iterator[Server]:
         """Run one vassal as an emperor would, and wait until all its workers accept."""
         ini = self.place(vassal)
         log = self.log_dir / f"{vassal['device']}-{vassal['name']}.log"
-        with running([self.wrapper(), "--ini", ini], log) as server:
+        with running([self.wrapper, "--ini", ini], log) as server:
             if vassal["stats"]:
                 wait_for(lambda: server.process.poll() is not None or self.accepting(vassal), server.text)
             else:
@@ -199,7 +196,6 @@ class Fleet:
     def emperor(self, device: str) -> Iterator[Server]:
         """Run the emperor of a device, as its unit does, and wait until it answers."""
         self.device(device)
-        self.wrapper()
         text = self.roles.render(
             "emperor",
             "etc/fleet/devices/emperor.ini.j2",

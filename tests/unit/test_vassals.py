@@ -278,11 +278,10 @@ def test_status_of_the_host(host: Host) -> None:
 
 
 def test_the_emperor_ends_with_its_vassals(fleet: Fleet) -> None:
-    others = processes.marked()
     with fleet.emperor("one") as emperor:
         host = Host(fleet)
         host.start(host.wanted("last"))
-        assert len(processes.marked() - others) == 4, "emperor, master and two workers"
+        assert len(emperor.processes()) == 4, "emperor, master and two workers"
         emperor.stop()
-        wait_for(lambda: not processes.marked() - others, "all of them to end")
+        wait_for(lambda: not emperor.processes(), "all of them to end")
         assert emperor.process.returncode == 0
