@@ -18,11 +18,13 @@ options:
   devices_dir: {description: Folder of the devices., type: path, default: /etc/fleet/devices}
   run_dir: {description: Folder of the sockets., type: path, default: /run/fleet}
   log_dir: {description: Folder of log files where there is no journal., type: path, default: /var/log/fleet}
+  group: {description: Group of the emperors' user; with root it may read the vassals' files., type: str, default: root}
   stop_seconds: {description: Longest time a vassal may take to stop., type: int, default: 90}
 """
 
 import base64
 import re
+import shutil
 import time
 from pathlib import Path
 
@@ -50,8 +52,9 @@ class NotReady(Exception):
 class Vassal:
     """A wanted vassal and its place on the host."""
 
-    def __init__(self, wanted: dict, devices_dir: Path, run_dir: Path) -> None:
+    def __init__(self, wanted: dict, devices_dir: Path, run_dir: Path, group: str) -> None:
         self.wanted = wanted
+        self.group = group
         self.device = wanted["device"]
         self.template = wanted["ini"]
         self.name = wanted["name"]
@@ -101,7 +104,9 @@ class Vassal:
         """Place the file in one step: the emperor reads whatever has the right ending."""
         partial = self.folder / f".{self.name}.partial"
         partial.write_text(self.text())
-        partial.chmod(0o644)
+        # The service's environment stands in it, which may hold secrets.
+        shutil.chown(partial, group=self.group)
+        partial.chmod(0o640)
         partial.rename(self.path)
 
     def check_workers(self) -> None:
@@ -164,7 +169,7 @@ class Host:
         self.module = module
         self.devices_dir = Path(module.params["devices_dir"])
         self.run_dir = Path(module.params["run_dir"])
-        self.vassals = [Vassal(one, self.devices_dir, self.run_dir) for one in module.params["vassals"]]
+        self.vassals = [Vassal(one, self.devices_dir, self.run_dir, module.params["group"]) for one in module.params["vassals"]]
 
     def log_of(self, device: str) -> str:
         """The last lines that a device's emperor and its vassals wrote."""
@@ -316,6 +321,7 @@ def main() -> None:
             "run_dir": {"type": "path", "default": "/run/fleet"},
             "log_dir": {"type": "path", "default": "/var/log/fleet"},
             "stop_seconds": {"type": "int", "default": 90},
+            "group": {"type": "str", "default": "root"},
         },
         supports_check_mode=True,
     )

@@ -1,0 +1,272 @@
+"""What preflight refuses before anything is changed, and that it lets good inventories pass."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import ansible_modules
+import pytest
+import tree
+import yaml
+from stack import Json
+
+preflight = ansible_modules.load("action", "preflight")
+resolve = ansible_modules.load("filter", "services").services_resolve
+OCR: Json = {"name": "ocr", "route": "/v1/parse", "model": "inference.models.ocr:OcrModel"}
+SYSTEM = platform.freedesktop_os_release()
+PLAYBOOK = """
+- hosts: inference
+  gather_facts: false
+  roles:
+    - preflight
+    # Only for their variables.
+    - { role: devices, tags: [never] }
+    - { role: emperor, tags: [never] }
+    - { role: nginx, tags: [never] }
+    - { role: release, tags: [never] }
+    - { role: site, tags: [never] }
+    - { role: services, tags: [never] }
+    - { role: verify, tags: [never] }
+"""
+
+
+def complaints(**options: Any) -> list[str]:
+    found: list[str] = preflight.service_complaints(resolve([{**OCR, **options}]), 90, 90)
+    return found
+
+
+# ---- misspelt variables
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("site_listen_prt", "site_listen_addresses"),
+        ("sites_server_name", "site_server_name"),
+        ("site_server_nam", "site_server_name"),
+        ("site_cors_origin", "site_cors_origins"),
+        ("device_list", "devices_list"),
+        ("devices_gpus", "devices_gpu"),
+        ("emperor_stop_second", "emperor_stop_seconds"),
+        ("nginx_worker_conections", "nginx_worker_connections"),
+        ("release_keeps", "release_keep"),
+        ("service", "services"),
+    ],
+)
+def test_a_misspelt_variable_is_refused_with_the_one_that_is_meant(name: str, meant: str) -> None:
+    assert preflight.misspelt([name]) == [f"no role has a variable {name}. Did you mean {meant}?"]
+
+
+def test_a_variable_like_none_of_ours_but_with_a_roles_prefix_is_refused() -> None:
+    (complaint,) = preflight.misspelt(["site_zzzzqqqq"])
+    assert complaint == "no role has a variable site_zzzzqqqq. The role's variables stand in roles/site/README.md."
+    assert Path(tree.ROOT, "roles", "site", "README.md").exists()
+
+
+def test_all_slips_are_told_at_once() -> None:
+    assert len(preflight.misspelt(["site_server_nam", "devices_gpus", "site_server_name"])) == 2
+
+
+def test_other_variables_are_nobodys_business() -> None:
+    names = ["my_secret", "ansible_host", "http_proxy", "location", "_internal", "fleet_release", "inventory_dir", "groups"]
+    assert preflight.misspelt([*names, *preflight.known_variables()]) == []
+
+
+def test_every_variable_of_every_role_is_known() -> None:
+    for folder in (tree.ROOT / "roles").iterdir():
+        defaults = folder / "defaults" / "main.yml"
+        if defaults.exists():
+            names = yaml.safe_load(defaults.read_text()) or {}
+            assert set(names) <= set(preflight.known_variables()), folder.name
+
+
+# ---- services
+
+
+def test_a_good_service_has_no_complaint() -> None:
+    assert complaints() == []
+    assert complaints(wsgi_file="app/x.py", model="") == []
+    assert complaints(module="mine.wsgi", model="") == []
+    assert complaints(program="/home/me/cats.pt2", model="") == []
+    assert complaints(environment={"A_1": "x"}, uwsgi_options={"max-requests": 5, "harakiri": 60}) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"name": "OCR"}, "service name 'OCR': it takes up to 31 lower-case letters, digits and dashes"),
+        ({"name": "a" * 32}, "it takes up to 31"),
+        ({"name": "a--b/c"}, "service name 'a--b/c'"),
+        ({"route": "v1/parse"}, "route is 'v1/parse'; it must be a plain path that begins with /"),
+        ({"route": "/v1/{id}"}, "route is '/v1/{id}'"),
+        ({"route": "/a;}"}, "route is '/a;}'"),
+        ({"route": "/readyz"}, "route /readyz is taken by the health checks"),
+        ({"model": "OcrModel"}, "model is 'OcrModel'; it takes MODULE:CLASS"),
+        ({"model": ""}, "model is ''; it takes MODULE:CLASS"),
+        ({"port": 0}, "port is 0; it takes 1 to 65535"),
+        ({"port": 70000}, "port is 70000"),
+        ({"base_port": 80}, "base_port is 80; it takes 1024 to 65000"),
+        ({"buffer_size": 65537}, "buffer_size is 65537; it takes 1024 to 65536 bytes"),
+        ({"buffer_size": 0}, "buffer_size is 0"),
+        ({"memory_per_worker_mib": 0}, "memory_per_worker_mib and host_memory_per_worker_mib must be above 0"),
+        ({"host_memory_per_worker_mib": -1}, "memory_per_worker_mib and host_memory_per_worker_mib must be above 0"),
+        ({"master": False}, "master is false: an emperor cannot stop a vassal without a master"),
+        ({"environment": {"MY-TOKEN": "x"}}, "environment: 'MY-TOKEN' is no name that a shell can export"),
+        ({"uwsgi_options": {"max-request": 5}}, "uWSGI has no option 'max-request'. Did you mean max-requests?"),
+        ({"uwsgi_options": {"qqqqqq": 5}}, "uWSGI has no option 'qqqqqq'."),
+        ({"uwsgi_options": {"processes": 5}}, "processes cannot be given here; use the service's option workers."),
+        ({"uwsgi_options": {"socket": "/x"}}, "socket cannot be given here; use the service's option transport."),
+        ({"uwsgi_options": {"chdir": "/"}}, "chdir cannot be given here; it is set by the role."),
+    ],
+    ids=lambda value: json.dumps(value)[:40] if isinstance(value, dict) else "",
+)
+def test_what_is_wrong_with_a_service_is_told(options: Json, said: str) -> None:
+    (complaint,) = complaints(**options)
+    assert said in complaint
+    assert complaint.startswith("service ")
+
+
+@pytest.mark.parametrize(("timeout", "expected"), [(89, []), (90, ["emperor_stop_seconds"]), (600, ["emperor_stop_seconds"])])
+def test_a_switch_must_not_cut_the_longest_request(timeout: int, expected: list[str]) -> None:
+    found = preflight.service_complaints(resolve([{**OCR, "timeout_seconds": timeout}]), 90, 3600)
+    assert [f"Raise {name}" in complaint for name, complaint in zip(expected, found, strict=True)] == [True] * len(expected)
+    both = preflight.service_complaints(resolve([{**OCR, "timeout_seconds": timeout}]), 90, 90)
+    assert len(both) == 2 * len(expected)
+
+
+def test_a_host_without_services_is_refused() -> None:
+    assert preflight.service_complaints([], 90, 90) == ["services is empty; a host needs at least one."]
+
+
+def test_every_option_that_the_template_sets_is_known_to_uwsgi() -> None:
+    """And the other way round: what cannot be given in uwsgi_options stands in the template."""
+    template = Path(tree.ROOT, "roles/services/templates/etc/fleet/devices/vassals/vassal.ini.j2").read_text()
+    lines = [line.partition(" =")[0] for line in template.partition("[uwsgi]")[2].splitlines() if " = " in line]
+    used = {name for name in lines if name and not name.startswith(("#", "{"))}
+    assert used >= {"socket", "workers", "need-app"}
+    assert used <= preflight.uwsgi_options()
+    assert set(preflight.OWNED) - {"processes"} <= used
+    assert len(preflight.uwsgi_options()) > 500
+
+
+# ---- CORS and devices
+
+
+def test_credentials_for_every_page_are_refused() -> None:
+    assert preflight.cors_complaints(["*"], False) == []
+    assert preflight.cors_complaints(["https://app.example.com", "http://localhost:3000"], True) == []
+    (complaint,) = preflight.cors_complaints(["*", "https://app.example.com"], True)
+    assert "site_cors_credentials is true and site_cors_origins holds '*'" in complaint
+
+
+@pytest.mark.parametrize("origin", ["app.example.com", "https://a.example/path", "https://a.example/", 'https://a";', "null"])
+def test_what_is_no_origin_is_refused(origin: str) -> None:
+    (complaint,) = preflight.cors_complaints([origin], False)
+    assert f"site_cors_origins: {origin!r} is not an origin" in complaint
+
+
+def test_names_of_devices() -> None:
+    assert preflight.device_complaints([{"name": "gpu0"}, {"name": "gpu1mig2"}]) == []
+    found = preflight.device_complaints([{"name": "GPU 0"}, {"name": "../x"}, {"name": "a"}, {"name": "a"}, {}])
+    assert [complaint.partition(" ")[2] for complaint in found] == [
+        "name 'GPU 0' takes up to 16 lower-case letters and digits, a letter first.",
+        "name '../x' takes up to 16 lower-case letters and digits, a letter first.",
+        "name '' takes up to 16 lower-case letters and digits, a letter first.",
+        "'a' stands there 2 times.",
+    ]
+
+
+# ---- the role, run by Ansible
+
+
+def play(folder: Path, inventory: Path, *arguments: str) -> dict[str, Json]:
+    """Run the role over an inventory, every host of it being this machine; gives the last result of each host."""
+    (folder / "preflight.yml").write_text(PLAYBOOK)
+    # This machine stands for the hosts, so its own system has to pass; Debian counts by its major version only.
+    version = SYSTEM["VERSION_ID"]
+    system = {"preflight_further_systems": [f"{SYSTEM['ID'].capitalize()} {version}"], "ansible_connection": "local"}
+    done = subprocess.run(
+        [
+            Path(sys.executable).parent / "ansible-playbook",
+            *("-i", inventory, folder / "preflight.yml", "-e", json.dumps(system), *arguments),
+        ],
+        env=os.environ
+        | {
+            "ANSIBLE_CONFIG": str(tree.ROOT / "ansible.cfg"),
+            "ANSIBLE_STDOUT_CALLBACK": "ansible.posix.json",
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    try:
+        report = json.loads(done.stdout)
+    except ValueError:
+        raise AssertionError(done.stdout + done.stderr) from None
+    found: dict[str, Json] = {}
+    for task in report["plays"][0]["tasks"]:
+        for host, result in task["hosts"].items():
+            found[host] = {"task": task["task"]["name"], **result}
+    assert {host for host, result in found.items() if result.get("failed")} == {
+        host for host, stats in report["stats"].items() if stats["failures"]
+    }
+    assert not any(stats["changed"] or stats["unreachable"] for stats in report["stats"].values())
+    return found
+
+
+LAST = "preflight : Refuse hosts that this project does not know"
+
+
+@pytest.mark.parametrize("name", ["local", "example"])
+def test_the_inventories_of_the_project_pass(tmp_path: Path, name: str) -> None:
+    found = play(tmp_path, tree.ROOT / "inventory" / name)
+    assert len(found) == (1 if name == "local" else 2)
+    for host, result in found.items():
+        assert (result["task"], result.get("failed", False)) == (LAST, False), f"{host}: {result.get('msg')}"
+
+
+def test_every_bad_host_of_an_inventory_is_refused(tmp_path: Path) -> None:
+    hosts: dict[str, Json] = {
+        "slips": {
+            "site_listen_prt": 80,
+            "device_list": [],
+            "site_cors_origins": ["*"],
+            "site_cors_credentials": True,
+            "devices_list": [{"name": "GPU 0"}],
+            "services": [{**OCR, "timeout_seconds": 90, "uwsgi_options": {"max-request": 1}}],
+        },
+        "option": {"services": [{**OCR, "wokers": 2}]},
+        "choice": {"site_balance": "fastest"},
+        "nested": {"devices_list": [{"nam": "gpu0"}]},
+        "twins": {"services": [OCR, OCR]},
+        "system": {"preflight_further_systems": "{{ [] }}", "__preflight_systems": ["Debian 99"]},
+        "good": {"services": [{**OCR, "workers": 2}]},
+    }
+    inventory = tmp_path / "hosts.yml"
+    inventory.write_text(yaml.safe_dump({"inference": {"hosts": hosts}}))
+    found = play(tmp_path, inventory)
+    said = {host: result.get("msg", "") if result.get("failed") else "" for host, result in found.items()}
+    slips = said["slips"]
+    assert slips.startswith("Nothing was changed. Mend in the inventory:\n- ")
+    for line in (
+        "no role has a variable device_list. Did you mean devices_list?",
+        "no role has a variable site_listen_prt. Did you mean site_listen_addresses?",
+        "uWSGI has no option 'max-request'. Did you mean max-requests?",
+        "Raise emperor_stop_seconds.",
+        "Raise nginx_shutdown_seconds.",
+        "site_cors_credentials is true",
+        "devices_list: name 'GPU 0'",
+    ):
+        assert line in slips
+    assert slips.count("\n- ") == 7
+    assert "'ocr' and 'ocr' have the same name" in said["twins"]
+    failed = {host: json.dumps(found[host]) for host in ("option", "choice", "nested")}
+    assert "wokers" in failed["option"]
+    assert "value of site_balance must be one of: least_conn, round_robin, ip_hash, got: fastest" in failed["choice"]
+    assert "nam" in failed["nested"]
+    assert all("Check the types of all variables" in found[host]["task"] for host in failed)
+    assert (found["good"]["task"], said["good"]) == (LAST, "")
