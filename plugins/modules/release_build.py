@@ -59,7 +59,8 @@ def files_below(folder: Path) -> list[Path]:
         path
         for path in sorted(folder.rglob("*"))
         if path.is_file()
-        and not skipped & set(path.parts)
+        # Only below the folder: the project itself may lie in one that is named like these.
+        and not skipped & set(path.relative_to(folder).parts)
         and path.suffix != ".pyc"
         and not path.parent.name.endswith(".egg-info")
     ]
@@ -105,6 +106,9 @@ class Release:
                 raise BuildError(
                     f"{path} is named by a service or by release_code or release_requirements, but is not there."
                 )
+        names = [path.name for path in self.programs]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise BuildError(f"several services name different programs with the same file name: {', '.join(twice)}.")
         for target in self.targets:
             if target.torch and target.torch not in self.builds:
                 raise BuildError(

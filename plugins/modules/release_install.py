@@ -213,7 +213,7 @@ def main() -> None:
         if module.check_mode:
             module.exit_json(changed=any(host.missing().values()))
         changed = host.install()
-    except OSError as error:
+    except (OSError, tarfile.TarError) as error:
         module.fail_json(
             msg=f"{error}. Is the disk full? (df -h {host.root}) A deploy that was cut off may simply be run again."
         )
