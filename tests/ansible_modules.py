@@ -1,4 +1,4 @@
-"""Runs the project's modules as Ansible does: a process of their own, arguments as JSON on standard input."""
+"""Runs the project's modules: as Ansible does, in a process of their own, or quicker within this one."""
 
 import contextlib
 import importlib
@@ -58,11 +58,6 @@ def finish(process: subprocess.Popen[str]) -> dict[str, Any]:
     return result
 
 
-def run(name: str, arguments: Mapping[str, Any], *, check: bool = False, **environment: str) -> dict[str, Any]:
-    """Run a module to its end; with ``check`` in check mode."""
-    return finish(begin(name, {**arguments, "_ansible_check_mode": check}, **environment))
-
-
 def load(kind: str, name: str) -> ModuleType:
     """Import a plugin by its file, for tests of its single functions: ``load("filter", "services")``."""
     for path in MODULE_UTILS.glob("*.py"):
@@ -78,13 +73,13 @@ def load(kind: str, name: str) -> ModuleType:
     return module
 
 
-def call(module: ModuleType, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Run an imported module in this process, for tests that replace something within it."""
+def call(module: ModuleType, arguments: Mapping[str, Any], *, check: bool = False) -> dict[str, Any]:
+    """Run an imported module in this process and give its result; what it prints and its exit status have to agree."""
     basic = ansible.module_utils.basic
     output = io.StringIO()
-    former = basic._ANSIBLE_ARGS, basic._ANSIBLE_PROFILE
-    basic._ANSIBLE_ARGS = json.dumps({"ANSIBLE_MODULE_ARGS": dict(arguments)}).encode()
-    basic._ANSIBLE_PROFILE = "legacy"
+    former, umask = (basic._ANSIBLE_ARGS, basic._ANSIBLE_PROFILE), os.umask(0o022)
+    given = {**arguments, "_ansible_check_mode": check}
+    basic._ANSIBLE_ARGS, basic._ANSIBLE_PROFILE = json.dumps({"ANSIBLE_MODULE_ARGS": given}).encode(), "legacy"
     try:
         with contextlib.redirect_stdout(output):
             module.main()
@@ -94,4 +89,10 @@ def call(module: ModuleType, arguments: Mapping[str, Any]) -> dict[str, Any]:
         return result
     finally:
         basic._ANSIBLE_ARGS, basic._ANSIBLE_PROFILE = former
+        os.umask(umask)
     raise AssertionError("the module came to its end without a result")
+
+
+def run(name: str, arguments: Mapping[str, Any], *, check: bool = False) -> dict[str, Any]:
+    """Run a module in this process, which saves the time that a Python of its own takes to start."""
+    return call(load("modules", name), arguments, check=check)

@@ -70,7 +70,9 @@ class Server:
         found = set()
         for entry in Path("/proc").iterdir():
             try:
-                if entry.name.isdigit() and f"{MARK}={self.mark}".encode() in (entry / "environ").read_bytes().split(b"\0"):
+                if entry.name.isdigit() and f"{MARK}={self.mark}".encode() in (entry / "environ").read_bytes().split(
+                    b"\0"
+                ):
                     found.add(int(entry.name))
             except OSError:
                 continue
@@ -82,7 +84,7 @@ def running(
     command: Sequence[str | Path],
     log: Path,
     environment: Mapping[str, str] | None = None,
-    number: int = signal.SIGTERM,
+    end: int = signal.SIGTERM,
     cwd: Path | None = None,
 ) -> Iterator[Server]:
     """Run a server until the end of the block; then neither it nor a child of it is left."""
@@ -102,7 +104,7 @@ def running(
     try:
         yield server
     finally:
-        server.stop(number)
+        server.stop(end)
         # What a killed server leaves behind must not disturb the next test, nor outlive the run.
         for pid in server.processes():
             try:

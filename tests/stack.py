@@ -5,6 +5,7 @@ import json
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -175,10 +176,10 @@ class Fleet:
 
     @contextmanager
     def vassal(self, vassal: Json) -> Iterator[Server]:
-        """Run one vassal as an emperor would, and wait until all its workers accept."""
+        """Run one vassal as an emperor would, and wait until all its workers accept; it ends as in a crash."""
         ini = self.place(vassal)
         log = self.log_dir / f"{vassal['device']}-{vassal['name']}.log"
-        with running([self.wrapper, "--ini", ini], log) as server:
+        with running([self.wrapper, "--ini", ini.name], log, end=signal.SIGKILL, cwd=self.folder) as server:
             if vassal["stats"]:
                 wait_for(lambda: server.process.poll() is not None or self.accepting(vassal), server.text)
             else:
@@ -193,8 +194,11 @@ class Fleet:
             return False
 
     @contextmanager
-    def emperor(self, device: str) -> Iterator[Server]:
-        """Run the emperor of a device, as its unit does, and wait until it answers."""
+    def emperor(self, device: str, end: int = signal.SIGKILL) -> Iterator[Server]:
+        """Run the emperor of a device, as its unit does, and wait until it answers.
+
+        Its orderly end takes three seconds, so that only tests of that end wait for it.
+        """
         self.device(device)
         text = self.roles.render(
             "emperor",
@@ -206,7 +210,7 @@ class Fleet:
         ini = self.devices_dir / device / "emperor.ini"
         ini.write_text(self.local(text, ("/run/fleet/", f"{self.run_dir}/")))
         stats = self.run_dir / device / "emperor.stats"
-        with running([UWSGI, "--ini", ini], self.log_dir / f"uwsgi-emperor@{device}.log") as server:
+        with running([UWSGI, "--ini", ini], self.log_dir / f"uwsgi-emperor@{device}.log", end=end) as server:
             wait_for(lambda: server.process.poll() is not None or stats.exists(), server.text)
             assert server.process.poll() is None, server.text()
             yield server
@@ -280,7 +284,7 @@ class Fleet:
     def nginx(self, ports: Sequence[int]) -> Iterator[Server]:
         """Run nginx and wait until it listens."""
         command = self.nginx_command("-g", "daemon off;")
-        with running(command, self.log_dir / "nginx.log", number=processes.signal.SIGQUIT) as server:
+        with running(command, self.log_dir / "nginx.log", end=signal.SIGQUIT) as server:
             wait_for(lambda: server.process.poll() is not None or all(map(processes.listens, ports)), server.text)
             assert server.process.poll() is None, server.text()
             yield server

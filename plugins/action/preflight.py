@@ -148,6 +148,15 @@ def cors_complaints(origins: list[str], credentials: bool) -> list[str]:
     return complaints
 
 
+def environment_complaints(environment: Mapping[str, Any]) -> list[str]:
+    """Complaints about the environment of all emperors."""
+    return [
+        f"emperor_environment: {name!r} is no name that a shell can export."
+        for name in environment
+        if not ENVIRONMENT_NAME.match(str(name))
+    ]
+
+
 def device_complaints(devices: list[Mapping[str, Any]]) -> list[str]:
     """Complaints about devices given by hand."""
     names = [device.get("name", "") for device in devices]
@@ -169,7 +178,7 @@ class ActionModule(ActionBase):
     TRANSFERS_FILES = False
     _requires_connection = False
     _VALID_ARGS = frozenset(
-        {"services", "devices", "stop_seconds", "nginx_seconds", "cors_origins", "cors_credentials"}
+        {"services", "devices", "stop_seconds", "nginx_seconds", "cors_origins", "cors_credentials", "environment"}
     )
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -180,6 +189,7 @@ class ActionModule(ActionBase):
         complaints += service_complaints(given["services"], int(given["stop_seconds"]), int(given["nginx_seconds"]))
         complaints += cors_complaints(given["cors_origins"], bool(given["cors_credentials"]))
         complaints += device_complaints(given["devices"])
+        complaints += environment_complaints(given["environment"])
         if complaints:
             result.update(
                 failed=True,

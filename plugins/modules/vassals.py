@@ -169,7 +169,9 @@ class Host:
         self.module = module
         self.devices_dir = Path(module.params["devices_dir"])
         self.run_dir = Path(module.params["run_dir"])
-        self.vassals = [Vassal(one, self.devices_dir, self.run_dir, module.params["group"]) for one in module.params["vassals"]]
+        self.vassals = [
+            Vassal(one, self.devices_dir, self.run_dir, module.params["group"]) for one in module.params["vassals"]
+        ]
 
     def log_of(self, device: str) -> str:
         """The last lines that a device's emperor and its vassals wrote."""

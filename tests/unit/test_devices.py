@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import ansible_modules
 import pytest
@@ -18,7 +19,8 @@ device_facts = ansible_modules.load("modules", "device_facts")
 
 def facts(case: str = "", **arguments: Any) -> dict[str, Any]:
     program = str(NVIDIA_SMI) if case else "no-such-nvidia-smi"
-    return ansible_modules.run("device_facts", {"nvidia_smi": program, **arguments}, NVIDIA_SMI_CASE=case)
+    with mock.patch.dict(os.environ, NVIDIA_SMI_CASE=case):
+        return ansible_modules.run("device_facts", {"nvidia_smi": program, **arguments})
 
 
 def devices(case: str = "", **arguments: Any) -> list[dict[str, Any]]:
@@ -102,7 +104,9 @@ def test_a_required_card_that_is_there_is_used() -> None:
     assert only(devices("two-t4", gpu="required"), "name", "memory_mib") == [("gpu0", 15360), ("gpu1", 15360)]
 
 
-@pytest.mark.parametrize(("vendor", "kind", "told"), [("10de", "030200", 1), ("10de", "0403", 0), ("8086", "030000", 0)])
+@pytest.mark.parametrize(
+    ("vendor", "kind", "told"), [("10de", "030200", 1), ("10de", "0403", 0), ("8086", "030000", 0)]
+)
 def test_without_nvidia_smi_a_card_on_the_bus_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, vendor: str, kind: str, told: int
 ) -> None:

@@ -55,6 +55,15 @@ def test_pictures_say_what_they_show() -> None:
     assert not [root for root in roots if root.find("{http://www.w3.org/2000/svg}title") is None]
 
 
+def test_numbers_of_the_performance_page_are_those_of_the_last_run() -> None:
+    """Each row names the member of the raw output that it shows."""
+    page = (tree.ROOT / "docs" / "performance.md").read_text()
+    raw = json.loads((tree.ROOT / "docs" / "performance" / "deploy.json").read_text())
+    rows = re.findall(r"^\|[^|]+\| ([\d.]+) \| `runs\.(\w+)\.(\w+)` \|$", page, re.MULTILINE)
+    assert len(rows) == 4
+    assert not [row for row in rows if float(row[0]) != raw["runs"][row[1]][row[2]]]
+
+
 def names(value: object) -> set[str]:
     """Keys of the variables of groups and hosts of a parsed inventory file."""
     found: set[str] = set()

@@ -93,7 +93,7 @@ class Host:
         """Every file and link of the whole host with its mode and content."""
         found = {}
         for path in sorted((self.folder / "etc").rglob("*")):
-            content = os.readlink(path) if path.is_symlink() else path.read_bytes() if path.is_file() else "folder"
+            content = str(path.readlink()) if path.is_symlink() else path.read_bytes() if path.is_file() else "folder"
             digest = hashlib.sha256(content if isinstance(content, bytes) else content.encode()).hexdigest()
             found[str(path.relative_to(self.folder))] = f"{stat.filemode(path.lstat().st_mode)} {digest}"
         return found
@@ -102,7 +102,7 @@ class Host:
     def nginx(self) -> Iterator[processes.Server]:
         command: list[str | Path] = [environments.nginx(), "-e", "stderr", "-p", self.root]
         command += ["-c", self.root / "nginx.conf", "-g", "daemon off;"]
-        with processes.running(command, self.folder / "log" / "nginx.log", number=signal.SIGQUIT) as server:
+        with processes.running(command, self.folder / "log" / "nginx.log", end=signal.SIGQUIT) as server:
             wait_for(lambda: server.process.poll() is not None or processes.listens(self.port), server.text)
             yield server
 
@@ -142,7 +142,7 @@ def test_a_bare_host_gets_its_configuration(host: Host) -> None:
         *(f"etc/nginx/{path}/a.conf" for path in ("sites-available", "sites-enabled")),
     }
     assert (host.root / "nginx.conf.before-fleet").read_text().startswith("# Debian's own")
-    assert os.readlink(host.root / "sites-enabled" / "a.conf") == "../sites-available/a.conf"
+    assert str((host.root / "sites-enabled" / "a.conf").readlink()) == "../sites-available/a.conf"
     assert stat.S_IMODE((host.root / "nginx.conf").stat().st_mode) == 0o644
 
     after = host.tree()
@@ -333,14 +333,14 @@ def connections(port: int) -> bool:
     return any(line[1].endswith(f":{port:04X}") and line[3] == "01" for line in lines)
 
 
-def test_a_full_disk_is_told(host: Host) -> None:
+def test_a_full_disk_is_told(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     module = ansible_modules.load("modules", "nginx_config")
 
     class Full(type(Path())):  # type: ignore[misc]
         def write_text(self, *arguments: Any, **options: Any) -> int:
             raise OSError(28, "No space left on device", str(self))
 
-    module.Path = Full
+    monkeypatch.setattr(module, "Path", Full)
     before = host.tree()
     result = ansible_modules.call(module, host.arguments())
     assert result["failed"]

@@ -72,7 +72,16 @@ def test_all_slips_are_told_at_once() -> None:
 
 
 def test_other_variables_are_nobodys_business() -> None:
-    names = ["my_secret", "ansible_host", "http_proxy", "location", "_internal", "fleet_release", "inventory_dir", "groups"]
+    names = [
+        "my_secret",
+        "ansible_host",
+        "http_proxy",
+        "location",
+        "_internal",
+        "fleet_release",
+        "inventory_dir",
+        "groups",
+    ]
     assert preflight.misspelt([*names, *preflight.known_variables()]) == []
 
 
@@ -130,10 +139,14 @@ def test_what_is_wrong_with_a_service_is_told(options: Json, said: str) -> None:
     assert complaint.startswith("service ")
 
 
-@pytest.mark.parametrize(("timeout", "expected"), [(89, []), (90, ["emperor_stop_seconds"]), (600, ["emperor_stop_seconds"])])
+@pytest.mark.parametrize(
+    ("timeout", "expected"), [(89, []), (90, ["emperor_stop_seconds"]), (600, ["emperor_stop_seconds"])]
+)
 def test_a_switch_must_not_cut_the_longest_request(timeout: int, expected: list[str]) -> None:
     found = preflight.service_complaints(resolve([{**OCR, "timeout_seconds": timeout}]), 90, 3600)
-    assert [f"Raise {name}" in complaint for name, complaint in zip(expected, found, strict=True)] == [True] * len(expected)
+    assert [f"Raise {name}" in complaint for name, complaint in zip(expected, found, strict=True)] == [True] * len(
+        expected
+    )
     both = preflight.service_complaints(resolve([{**OCR, "timeout_seconds": timeout}]), 90, 90)
     assert len(both) == 2 * len(expected)
 
@@ -163,7 +176,9 @@ def test_credentials_for_every_page_are_refused() -> None:
     assert "site_cors_credentials is true and site_cors_origins holds '*'" in complaint
 
 
-@pytest.mark.parametrize("origin", ["app.example.com", "https://a.example/path", "https://a.example/", 'https://a";', "null"])
+@pytest.mark.parametrize(
+    "origin", ["app.example.com", "https://a.example/path", "https://a.example/", 'https://a";', "null"]
+)
 def test_what_is_no_origin_is_refused(origin: str) -> None:
     (complaint,) = preflight.cors_complaints([origin], False)
     assert f"site_cors_origins: {origin!r} is not an origin" in complaint
@@ -260,6 +275,7 @@ def test_every_bad_host_of_an_inventory_is_refused(tmp_path: Path) -> None:
             "site_cors_origins": ["*"],
             "site_cors_credentials": True,
             "devices_list": [{"name": "GPU 0"}],
+            "emperor_environment": {"MY-TOKEN": "x", "MINE": "y"},
             "services": [{**OCR, "timeout_seconds": 90, "uwsgi_options": {"max-request": 1}}],
         },
         "option": {"services": [{**OCR, "wokers": 2}]},
@@ -282,9 +298,10 @@ def test_every_bad_host_of_an_inventory_is_refused(tmp_path: Path) -> None:
         "Raise nginx_shutdown_seconds.",
         "site_cors_credentials is true",
         "devices_list: name 'GPU 0'",
+        "emperor_environment: 'MY-TOKEN' is no name",
     ):
         assert line in slips
-    assert slips.count("\n- ") == 7
+    assert slips.count("\n- ") == 8
     assert "'ocr' and 'ocr' have the same name" in said["twins"]
     failed = {host: json.dumps(found[host]) for host in ("option", "choice", "nested")}
     assert "wokers" in failed["option"]

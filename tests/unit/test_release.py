@@ -256,7 +256,9 @@ class Host:
         wheels.mkdir(exist_ok=True)
         wheel(wheels, "pyuwsgi", "2.0.30")
         wheel(wheels, "tiny", "1.0", "answer = 42\n")
-        lines = [f"{one['name']}=={one['version']} --hash=sha256:{one['sha256']}" for one in wheelhouse.describe(wheels)]
+        lines = [
+            f"{one['name']}=={one['version']} --hash=sha256:{one['sha256']}" for one in wheelhouse.describe(wheels)
+        ]
         (wheels / "requirements.txt").write_text("\n".join(lines) + "\n")
         if spoil:
             wheel(wheels, "tiny", "1.0", "answer = 'stolen'\n")
@@ -297,7 +299,7 @@ def host(tmp_path: Path) -> Host:
 
 def imports(folder: Path, name: str) -> bool:
     """Whether the Python of a virtual environment can import something."""
-    command = [folder / "bin" / "python", "-c", f"import {name}"]
+    command: list[str | Path] = [folder / "bin" / "python", "-c", f"import {name}"]
     return subprocess.run(command, stderr=subprocess.DEVNULL).returncode == 0
 
 
@@ -328,7 +330,7 @@ def test_a_bare_host_gets_everything_also_after_a_run_that_was_killed(host: Host
     assert host.missing() == []
     assert not host.incoming.exists(), "archives are not kept"
     assert [path.name for path in (host.root / "releases").iterdir()] == ["r1"]
-    assert os.readlink(release / "venv") == "../../environments/py3-a"
+    assert str((release / "venv").readlink()) == "../../environments/py3-a"
     assert (release / "app" / "inference" / "__pycache__").is_dir(), "workers could not write it"
     assert imports(release / "venv", "tiny")
     assert imports(uwsgi, "pyuwsgi")
@@ -371,7 +373,7 @@ def test_a_release_that_wants_another_environment_keeps_its_files(host: Host) ->
     assert host.missing("r1", "py3-b") == ["release"]
     host.incoming.mkdir()
     assert host.run("present", "r1", "py3-b")["changed"]
-    assert os.readlink(revision.parent / "venv") == "../../environments/py3-b"
+    assert str((revision.parent / "venv").readlink()) == "../../environments/py3-b"
     assert (revision.stat().st_ino, revision.stat().st_mtime) == (before.st_ino, before.st_mtime)
     assert sorted(path.name for path in revision.parent.iterdir()) == ["REVISION.json", "app", "models", "venv"]
 
@@ -436,14 +438,17 @@ def full_host(host: Host) -> Host:
 
 def left(host: Host) -> tuple[str, str]:
     return tuple(  # type: ignore[return-value]
-        " ".join(sorted(path.name for path in (host.root / folder).iterdir())) for folder in ("releases", "environments")
+        " ".join(sorted(path.name for path in (host.root / folder).iterdir()))
+        for folder in ("releases", "environments")
     )
 
 
 def run_from(host: Host, device: str, release: str) -> None:
     folder = host.devices / device / "vassals"
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"ocr--{release}-123abc.ini").write_text(f"[uwsgi]\nchdir = {host.root}/releases/{release}\nworkers = 1\n")
+    (folder / f"ocr--{release}-123abc.ini").write_text(
+        f"[uwsgi]\nchdir = {host.root}/releases/{release}\nworkers = 1\n"
+    )
 
 
 def test_the_newest_releases_stay(full_host: Host) -> None:

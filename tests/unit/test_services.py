@@ -100,7 +100,9 @@ def test_a_number_of_workers_is_taken_as_it_is(given: object) -> None:
 
 @pytest.mark.parametrize("given", [0, -1, "many", "", 2.5, None, True, [2]])
 def test_another_number_of_workers_is_refused(given: object) -> None:
-    with pytest.raises(AnsibleFilterError, match=r"services: ocr: workers is .* it takes 'auto' or a whole number above 0"):
+    with pytest.raises(
+        AnsibleFilterError, match=r"services: ocr: workers is .* it takes 'auto' or a whole number above 0"
+    ):
         plan([16384], workers=given)
 
 
@@ -148,7 +150,8 @@ def test_tcp_ports_that_meet_are_refused(ports: list[int], count: int, said: str
 
 def test_tcp_ports_side_by_side_are_fine() -> None:
     both = [
-        resolved(name=name, route=f"/{name}", transport="tcp", base_port=port) for name, port in (("a", 9100), ("b", 9102))
+        resolved(name=name, route=f"/{name}", transport="tcp", base_port=port)
+        for name, port in (("a", 9100), ("b", 9102))
     ]
     devices = [device(f"gpu{number}", 4096) for number in range(2)]
     found = services.services_plan(both, devices, HOST)
@@ -179,7 +182,10 @@ def test_one_route_on_two_ports_is_fine() -> None:
 
 def test_models_bring_their_extras_and_samples() -> None:
     ocr = resolved(model="inference.models.ocr:OcrModel")
-    assert services.services_extras([ocr, resolved(name="e", model="inference.models.echo:EchoModel")]) == ["ocr", "torch"]
+    assert services.services_extras([ocr, resolved(name="e", model="inference.models.echo:EchoModel")]) == [
+        "ocr",
+        "torch",
+    ]
     assert resolved(model="mine:Model")["extras"] == ["torch"]
     assert resolved(model="mine:Model", extras=[])["extras"] == []
     sample = services.services_sample(ocr)
@@ -289,7 +295,13 @@ def served(shared_fleet: Fleet) -> Iterator[dict[str, Json]]:
     """The vassals by the names of their services, running."""
     ports = iter(processes.free_ports(4, stride=1))
     given = [
-        {**SERVICE, "name": name, "route": f"/{name}", **({"base_port": next(ports)} if "transport" in row else {}), **row}
+        {
+            **SERVICE,
+            "name": name,
+            "route": f"/{name}",
+            **({"base_port": next(ports)} if "transport" in row else {}),
+            **row,
+        }
         for name, row in ROWS.items()
     ]
     with shared_fleet.emperor("one"):

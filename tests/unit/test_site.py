@@ -73,7 +73,8 @@ def test_the_defaults(site: Callable[..., Site]) -> None:
     assert "client_max_body_size 100m;" in location
     assert "uwsgi_pass fleet_ocr;" in location
     assert "uwsgi_read_timeout 65s;" in location
-    assert [made.location(path).count("uwsgi_pass fleet_ocr;") for path in ("/healthz", "/readyz", "/version")] == [1] * 3
+    for path in ("/healthz", "/readyz", "/version"):
+        assert "uwsgi_pass fleet_ocr;" in made.location(path)
     assert "$cors" not in text
     assert "Access-Control" not in text
     assert "real_ip" not in text

@@ -71,7 +71,8 @@ class Stack:
 
     def start(self, vassal: Json) -> None:
         stack = ExitStack()
-        self.running[f"{vassal['service']} {vassal['device']}"] = (stack, stack.enter_context(self.fleet.vassal(vassal)))
+        server = stack.enter_context(self.fleet.vassal(vassal))
+        self.running[f"{vassal['service']} {vassal['device']}"] = (stack, server)
 
     def stop(self, name: str) -> None:
         self.running.pop(name)[0].close()
@@ -184,9 +185,10 @@ def test_a_dead_device_is_left_out_and_comes_back(stack: Stack) -> None:
     stack.stop("echo two")
     assert stack.devices(20) == {"one": 20}, "no request fails"
     # After its three failures it is not even tried, until its second is over; each further try comes with a request.
-    assert "upstream server temporarily disabled while connecting to upstream" in (
-        stack.fleet.log_dir / "error.log"
-    ).read_text()
+    assert (
+        "upstream server temporarily disabled while connecting to upstream"
+        in (stack.fleet.log_dir / "error.log").read_text()
+    )
     stack.ask(headers={"X-Request-ID": "without-the-dead"})
     assert "," not in stack.log("without-the-dead")["upstream"]
     stack.start(stack.vassal("echo two"))
@@ -251,7 +253,8 @@ def test_what_is_no_http_gets_a_problem_too(stack: Stack) -> None:
 
 def test_an_answer_that_takes_too_long_is_a_504(stack: Stack) -> None:
     """The echo service may take one second; nginx gives the app five more to say so itself."""
-    pids = {worker["pid"] for device in DEVICES for worker in stack.fleet.stats(stack.vassal(f"echo {device['name']}"))["workers"]}
+    vassals = [stack.vassal(f"echo {device['name']}") for device in DEVICES]
+    pids = {worker["pid"] for vassal in vassals for worker in stack.fleet.stats(vassal)["workers"]}
     began = time.monotonic()
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
@@ -302,9 +305,10 @@ def test_health_and_version_come_from_the_first_service(stack: Stack) -> None:
 
 def allowed(reply: Reply) -> dict[str, str]:
     """The CORS headers of an answer, each of which may stand there once."""
-    found = [(name.lower(), value) for name, value in reply.headers.items() if name.lower().startswith("access-control-")]
+    prefix = "access-control-"
+    found = [(name.lower(), value) for name, value in reply.headers.items() if name.lower().startswith(prefix)]
     assert len(found) == len(dict(found))
-    return {name.removeprefix("access-control-"): value for name, value in found}
+    return {name.removeprefix(prefix): value for name, value in found}
 
 
 def preflight(stack: Stack, origin: str) -> Reply:

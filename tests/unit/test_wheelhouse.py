@@ -1,6 +1,7 @@
 """How the packages of a release are picked, fetched and packed."""
 
 import hashlib
+import itertools
 import subprocess
 import sys
 import tarfile
@@ -96,7 +97,7 @@ def test_markers_are_those_of_the_host_not_of_the_controller(marker: str, holds:
 
 def test_pip_chooses_for_the_host() -> None:
     options = wheelhouse.platform_options(Target("3.13", "x86_64", "cpu"))
-    pairs = list(zip(options, options[1:], strict=False))
+    pairs = list(itertools.pairwise(options))
     assert ("--python-version", "3.13") in pairs
     assert "--only-binary=:all:" in options
     assert [value for name, value in pairs if name == "--abi"] == ["cp313", "abi3", "none"]

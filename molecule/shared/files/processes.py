@@ -41,6 +41,7 @@ for path in sorted(Path("/run/fleet").glob("*/*--*.stats")):
     vassals.append(
         {
             "device": path.parent.name,
+            "service": path.name.split("--")[0],
             "vassal": said["pid"],
             "emperor": int(status(said["pid"]).get("PPid", 0)),
             "workers": [

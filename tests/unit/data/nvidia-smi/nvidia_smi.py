@@ -31,7 +31,11 @@ def main(arguments: list[str]) -> int:
     if arguments == ["-L"]:
         print(case.with_suffix(".list").read_text(), end="")
         return 0
-    if len(arguments) == 2 and arguments[0].startswith("--query-gpu=") and arguments[1] == "--format=csv,noheader,nounits":
+    if (
+        len(arguments) == 2
+        and arguments[0].startswith("--query-gpu=")
+        and arguments[1] == "--format=csv,noheader,nounits"
+    ):
         return query(case, arguments[0].removeprefix("--query-gpu=").split(","))
     print(f"ERROR: Option {arguments[0]} is not recognized. Please run 'nvidia-smi -h'.\n")
     return 6
