@@ -52,7 +52,11 @@ class CallbackModule(CallbackBase):
     def _error(self, result: CallbackTaskResult, fallback: str) -> None:
         # A playbook may end with a `fail` after its report: the report has said it all.
         if self.report is None:
-            message = str(result.result.get("msg") or fallback)
+            # Of a loop, the items that failed: the task itself only says that some did.
+            items = [
+                str(one["msg"]) for one in result.result.get("results", []) if one.get("failed") and one.get("msg")
+            ]
+            message = "; ".join(items) or str(result.result.get("msg") or fallback)
             self.errors.append(f"{result.host.get_name()}: {result.task_name}: {message}")
             self._clear_progress()
             print(self.errors[-1], file=sys.stderr, flush=True)

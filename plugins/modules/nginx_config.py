@@ -18,6 +18,7 @@ options:
   state_file: {description: Where the module remembers what it placed and what nginx has loaded., type: path, default: /var/lib/fleet/nginx.json}
   nginx: {description: The program., type: str, default: nginx}
   pid_file: {description: File with the process id of the master., type: path, default: /run/nginx.pid}
+  ports: {description: Ports that the sites listen on; one that another program holds is refused., type: list, elements: int, default: []}
   wait_seconds: {description: Longest time to wait for former workers to finish their requests., type: int, default: 120}
 """
 
@@ -30,6 +31,7 @@ import time
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.listeners import holders, ports_of
 
 START_SECONDS = 10
 POLL_SECONDS = 0.1
@@ -138,6 +140,16 @@ class Configuration:
         finally:
             shutil.rmtree(copy, ignore_errors=True)
 
+    def check_ports(self) -> None:
+        """Refuse ports that another program holds; nginx itself would say so only in its log."""
+        ours = ports_of("nginx")
+        for port in self.module.params["ports"]:
+            if port not in ours and (holder := holders(port)):
+                self.module.fail_json(
+                    msg=f"Port {port} is taken by {holder}; nothing was changed. Stop that program "
+                    f"(look: ss -ntlp sport = :{port}), or give the service another port."
+                )
+
     def keep_original(self) -> None:
         """Keep the first nginx.conf that was there before this project."""
         original, kept = self.root / "nginx.conf", self.root / "nginx.conf.before-fleet"
@@ -195,6 +207,7 @@ class Configuration:
         changed = bool(differences) or stale
         if self.module.check_mode:
             self.module.exit_json(changed=changed, diff=differences)
+        self.check_ports()
         if differences:
             self.test()
             self.keep_original()
@@ -217,6 +230,7 @@ def main() -> None:
             "state_file": {"type": "path", "default": "/var/lib/fleet/nginx.json"},
             "nginx": {"type": "str", "default": "nginx"},
             "pid_file": {"type": "path", "default": "/run/nginx.pid"},
+            "ports": {"type": "list", "elements": "int", "default": []},
             "wait_seconds": {"type": "int", "default": 120},
         },
         supports_check_mode=True,

@@ -42,50 +42,13 @@ from ansible.module_utils.fleet_socket import (
     stats,
     stats_path,
 )
+from ansible.module_utils.listeners import listeners, ports_of
 
-LISTEN = "0A"
 REQUEST_ID = "fleet-verify-0001"
 
 
 class Failed(Exception):
     """A check found something wrong; the text says what and which value was seen."""
-
-
-def listening() -> list[tuple[str, int, int]]:
-    """``(address:port in hexadecimal, uid of the owner, inode)`` of every TCP socket with a listener."""
-    found = []
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        try:
-            lines = Path(table).read_text().splitlines()[1:]
-        except OSError:
-            continue
-        for line in lines:
-            fields = line.split()
-            if fields[3] == LISTEN:
-                found.append((fields[1], int(fields[7]), int(fields[9])))
-    return found
-
-
-def loopback(address: str) -> bool:
-    """Whether an address of /proc/net/tcp is one of the loopback's."""
-    return address.endswith("7F") if len(address) == 8 else address == "00000000000000000000000001000000"
-
-
-def ports_of(program: str) -> set[int]:
-    """TCP ports on which processes of a program listen; of those processes that this one may look into."""
-    sockets = {inode: int(where.partition(":")[2], 16) for where, _, inode in listening()}
-    found: set[int] = set()
-    for process in Path("/proc").iterdir():
-        try:
-            if not process.name.isdigit() or (process / "comm").read_text().strip() != program:
-                continue
-            for handle in (process / "fd").iterdir():
-                match = re.fullmatch(r"socket:\[(\d+)\]", str(handle.readlink()))
-                if match and int(match[1]) in sockets:
-                    found.add(sockets[int(match[1])])
-        except OSError:
-            continue
-    return found
 
 
 def call(
@@ -170,11 +133,7 @@ class Checks:
         """No emperor, vassal or worker listens beyond the loopback."""
         owner = pwd.getpwnam(self.options["user"]).pw_uid
         # The table names each socket's owner; looking into the processes takes a right that containers lack.
-        outside = set()
-        for where, uid, _ in listening():
-            address, _, port = where.partition(":")
-            if uid == owner and not loopback(address):
-                outside.add(int(port, 16))
+        outside = {one.port for one in listeners() if one.uid == owner and not one.loopback}
         if outside:
             raise Failed(f"processes of {self.options['user']} listen beyond loopback on {sorted(outside)}")
         return f"{self.options['user']} listens on nothing beyond loopback"

@@ -41,6 +41,7 @@ from ansible.module_utils.fleet_socket import (
 #: A vassal whose master was started this often while it was waited for is crashing, not loading.
 CRASHES = 3
 POLL_SECONDS = 0.3
+LOG_LINES = 40
 #: uWSGI writes some thirty lines for each start, so that those of several services have room.
 LOG_LINES = 100
 
@@ -174,14 +175,17 @@ class Host:
         ]
 
     def log_of(self, device: str) -> str:
-        """The last lines that a device's emperor and its vassals wrote."""
+        """What a device's vassals said of why they did not start, and the last lines of the log."""
         files = Path(self.module.params["log_dir"]) / f"uwsgi-emperor@{device}.log"
         if files.is_file():
-            return "\n".join(files.read_text(errors="replace").splitlines()[-LOG_LINES:])
-        _, out, _ = self.module.run_command(
-            ["journalctl", "-u", f"uwsgi-emperor@{device}", "-n", str(LOG_LINES), "--no-pager", "-o", "cat"]
-        )
-        return str(out)
+            text = files.read_text(errors="replace")
+        else:
+            journal = ["journalctl", "-u", f"uwsgi-emperor@{device}", "-n", "400", "--no-pager", "-o", "cat"]
+            text = self.module.run_command(journal)[1]
+        lines = text.splitlines()
+        # The reason may stand far above: a vassal that crashes is started again and again.
+        reasons = [line for line in lines[:-LOG_LINES] if '"event": "not_started"' in line][-1:]
+        return "\n".join([*reasons, *lines[-LOG_LINES:]])
 
     def look(self, device: str) -> str:
         """The command that shows a person the log."""
