@@ -44,6 +44,16 @@ def listens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
+def runs(pid: int) -> bool:
+    """Whether a process still has anything open: one whose threads have all ended has not."""
+    try:
+        # The first thread may be a zombie while others still hold the sockets.
+        threads = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/stat")]
+    except OSError:
+        return runs(pid)
+    return len(threads) > 1 or any(text.rpartition(")")[2].split()[0] != "Z" for text in threads)
+
+
 @dataclass
 class Server:
     """A running server and what it writes."""
@@ -104,10 +114,14 @@ def running(
     try:
         yield server
     finally:
+        known = server.processes()
         server.stop(end)
         # What a killed server leaves behind must not disturb the next test, nor outlive the run.
         while left := server.processes():
+            known |= left
             for pid in left:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             time.sleep(0.01)
+        # One that dies has lost its memory, with its mark, before it closes its sockets.
+        wait_for(lambda: not any(map(runs, known)), "killed processes to end")

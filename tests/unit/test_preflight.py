@@ -198,33 +198,33 @@ def test_names_of_devices() -> None:
 # ---- the role, run by Ansible
 
 
-def play(folder: Path, inventory: Path) -> dict[str, Json]:
-    """Run the role over an inventory; gives the last result of each host."""
-    (folder / "preflight.yml").write_text(PLAYBOOK)
+def begin(folder: Path, inventory: Path) -> subprocess.Popen[str]:
+    """Start the role over an inventory."""
+    playbook = folder / "preflight.yml"
+    playbook.write_text(PLAYBOOK)
     # This machine stands for the hosts, so its own system has to pass.
     here = {
         "ansible_connection": "local",
         "ansible_python_interpreter": sys.executable,
         "preflight_further_systems": [f"{SYSTEM['ID'].capitalize()} {SYSTEM['VERSION_ID']}"],
     }
-    done = subprocess.run(
-        [
-            Path(sys.executable).parent / "ansible-playbook",
-            *("-i", inventory, folder / "preflight.yml", "-e", json.dumps(here)),
-        ],
+    return subprocess.Popen(
+        [Path(sys.executable).parent / "ansible-playbook", "-i", inventory, playbook, "-e", json.dumps(here)],
         env=os.environ
-        | {
-            "ANSIBLE_CONFIG": str(tree.ROOT / "ansible.cfg"),
-            "ANSIBLE_STDOUT_CALLBACK": "ansible.posix.json",
-        },
-        capture_output=True,
+        | {"ANSIBLE_CONFIG": str(tree.ROOT / "ansible.cfg"), "ANSIBLE_STDOUT_CALLBACK": "ansible.posix.json"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        check=False,
     )
+
+
+def finish(process: subprocess.Popen[str]) -> dict[str, Json]:
+    """The last result of each host."""
+    out, err = process.communicate(timeout=120)
     try:
-        report = json.loads(done.stdout)
+        report = json.loads(out)
     except ValueError:
-        raise AssertionError(done.stdout + done.stderr) from None
+        raise AssertionError(out + err) from None
     found: dict[str, Json] = {}
     for task in report["plays"][0]["tasks"]:
         # The other roles check their variables too, though nothing else of them is run.
@@ -259,34 +259,50 @@ def test_systems(roles: Roles, facts: tuple[str, str, str], known: bool) -> None
 LAST = "preflight : Refuse hosts that this project does not know"
 
 
-@pytest.mark.parametrize("name", ["local", "example"])
-def test_the_inventories_of_the_project_pass(tmp_path: Path, name: str) -> None:
-    found = play(tmp_path, tree.ROOT / "inventory" / name)
-    assert len(found) == (1 if name == "local" else 2)
-    for host, result in found.items():
+HOSTS: dict[str, Json] = {
+    "slips": {
+        "site_listen_prt": 80,
+        "device_list": [],
+        "site_cors_origins": ["*"],
+        "site_cors_credentials": True,
+        "devices_list": [{"name": "GPU 0"}],
+        "emperor_environment": {"MY-TOKEN": "x", "MINE": "y"},
+        "services": [{**OCR, "timeout_seconds": 90, "uwsgi_options": {"max-request": 1}}],
+    },
+    "option": {"services": [{**OCR, "wokers": 2}]},
+    "choice": {"site_balance": "fastest"},
+    "nested": {"devices_list": [{"nam": "gpu0"}]},
+    "twins": {"services": [OCR, OCR]},
+    "good": {"services": [{**OCR, "workers": 2}]},
+    # As in inventory/local: nothing is set at all.
+    "bare": {},
+}
+
+
+@pytest.fixture(scope="module")
+def played(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Json], dict[str, Json]]:
+    """What the role says of the hosts above and of those of inventory/example; run side by side."""
+    folder = tmp_path_factory.mktemp("inventory")
+    (folder / "hosts.yml").write_text(yaml.safe_dump({"inference": {"hosts": HOSTS}}))
+    processes = [begin(folder, folder / "hosts.yml"), begin(folder, tree.ROOT / "inventory" / "example")]
+    ours, example = [finish(process) for process in processes]
+    return ours, example
+
+
+def test_the_example_passes(played: tuple[dict[str, Json], dict[str, Json]]) -> None:
+    assert set(played[1]) == {"gpu-host-1", "gpu-host-2"}
+    for host, result in played[1].items():
         assert (result["task"], result.get("failed", False)) == (LAST, False), f"{host}: {result.get('msg')}"
 
 
-def test_every_bad_host_of_an_inventory_is_refused(tmp_path: Path) -> None:
-    hosts: dict[str, Json] = {
-        "slips": {
-            "site_listen_prt": 80,
-            "device_list": [],
-            "site_cors_origins": ["*"],
-            "site_cors_credentials": True,
-            "devices_list": [{"name": "GPU 0"}],
-            "emperor_environment": {"MY-TOKEN": "x", "MINE": "y"},
-            "services": [{**OCR, "timeout_seconds": 90, "uwsgi_options": {"max-request": 1}}],
-        },
-        "option": {"services": [{**OCR, "wokers": 2}]},
-        "choice": {"site_balance": "fastest"},
-        "nested": {"devices_list": [{"nam": "gpu0"}]},
-        "twins": {"services": [OCR, OCR]},
-        "good": {"services": [{**OCR, "workers": 2}]},
-    }
-    inventory = tmp_path / "hosts.yml"
-    inventory.write_text(yaml.safe_dump({"inference": {"hosts": hosts}}))
-    found = play(tmp_path, inventory)
+def test_the_local_inventory_sets_nothing() -> None:
+    (group,) = yaml.safe_load((tree.ROOT / "inventory" / "local" / "hosts.yml").read_text()).values()
+    names = [name for host in group["hosts"].values() for name in host] + list(group.get("vars", {}))
+    assert all(name.startswith("ansible_") for name in names)
+
+
+def test_every_bad_host_of_an_inventory_is_refused(played: tuple[dict[str, Json], dict[str, Json]]) -> None:
+    found = played[0]
     said = {host: result.get("msg", "") if result.get("failed") else "" for host, result in found.items()}
     slips = said["slips"]
     assert slips.startswith("Nothing was changed. Mend in the inventory:\n- ")
@@ -308,4 +324,5 @@ def test_every_bad_host_of_an_inventory_is_refused(tmp_path: Path) -> None:
     assert "value of site_balance must be one of: least_conn, round_robin, ip_hash, got: fastest" in failed["choice"]
     assert "nam" in failed["nested"]
     assert all("Check the types of all variables" in found[host]["task"] for host in failed)
-    assert (found["good"]["task"], said["good"]) == (LAST, "")
+    for host in ("good", "bare"):
+        assert (found[host]["task"], said[host]) == (LAST, "")

@@ -12,6 +12,7 @@ from typing import Any
 
 import ansible_modules
 import environments
+import listeners
 import processes
 import pytest
 import tree
@@ -92,12 +93,13 @@ def shared_host(new_fleet: Callable[[], Fleet]) -> Iterator[Host]:
 @pytest.fixture
 def host(shared_host: Host, monkeypatch: pytest.MonkeyPatch) -> Host:
     """The host; units are answered for by ``words``, and only sockets of these tests are looked at."""
-    listening = service_checks.listening
-    monkeypatch.setattr(
-        service_checks,
-        "listening",
-        lambda: [found for found in listening() if int(found[0].partition(":")[2], 16) in shared_host.ports],
-    )
+    everything = service_checks.listeners
+
+    def listeners() -> list[Any]:
+        return [one for one in everything() if one.port in shared_host.ports]
+
+    monkeypatch.setattr(service_checks, "listeners", listeners)
+    monkeypatch.setitem(service_checks.ports_of.__globals__, "listeners", listeners)
     monkeypatch.setattr(
         service_checks.AnsibleModule,
         "run_command",
@@ -199,12 +201,18 @@ def test_a_port_of_the_fleets_user_beyond_the_loopback(host: Host, address: str,
         assert red(host) == expected
 
 
-def test_loopback_addresses_as_the_kernel_writes_them() -> None:
-    assert service_checks.loopback("0100007F")
-    assert service_checks.loopback("00000000000000000000000001000000")
-    assert not service_checks.loopback("00000000")
-    assert not service_checks.loopback("0A01A8C0")
-    assert not service_checks.loopback("0" * 32)
+@pytest.mark.parametrize(
+    ("address", "loopback"),
+    [
+        ("0100007F", True),
+        ("00000000000000000000000001000000", True),
+        ("00000000", False),
+        ("0A01A8C0", False),
+        ("0" * 32, False),
+    ],
+)
+def test_loopback_addresses_as_the_kernel_writes_them(address: str, loopback: bool) -> None:
+    assert listeners.Listener(address, port=80, uid=0, inode=1).loopback is loopback
 
 
 # ---- vassals
