@@ -57,10 +57,19 @@ def sockets() -> Iterator[tuple[int, str, int]]:
             continue
 
 
-def ports_of(program: str) -> set[int]:
-    """Ports on which processes of that name listen."""
+def nginx_master(pid_file: str = "/run/nginx.pid") -> int:
+    """Process id of the running nginx, by its pid file: another nginx on this machine is not ours. 0 without one."""
+    try:
+        pid = int(Path(pid_file).read_text())
+        return pid if (Path("/proc") / str(pid) / "comm").read_text().strip() == "nginx" else 0
+    except (OSError, ValueError):
+        return 0
+
+
+def ports_of(process: int) -> set[int]:
+    """Ports on which one process listens."""
     ports = {one.inode: one.port for one in listeners()}
-    return {ports[inode] for _, name, inode in sockets() if name == program and inode in ports}
+    return {ports[inode] for pid, _, inode in sockets() if pid == process and inode in ports}
 
 
 def holders(port: int) -> str:

@@ -142,7 +142,7 @@ class Configuration:
 
     def check_ports(self) -> None:
         """Refuse ports that another program holds; nginx itself would say so only in its log."""
-        ours = ports_of("nginx")
+        ours = ports_of(self.master())
         for port in self.module.params["ports"]:
             if port not in ours and (holder := holders(port)):
                 self.module.fail_json(

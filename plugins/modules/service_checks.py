@@ -22,6 +22,7 @@ options:
   release: {description: Release that must answer., type: str, required: true}
   devices_dir: {description: Folder of the devices., type: path, default: /etc/fleet/devices}
   run_dir: {description: Folder of the sockets., type: path, default: /run/fleet}
+  pid_file: {description: File with the process id of nginx., type: path, default: /run/nginx.pid}
   timeout_seconds: {description: Longest time for one answer., type: int, default: 60}
 """
 
@@ -42,7 +43,7 @@ from ansible.module_utils.fleet_socket import (
     stats,
     stats_path,
 )
-from ansible.module_utils.listeners import listeners, ports_of
+from ansible.module_utils.listeners import listeners, nginx_master, ports_of
 
 REQUEST_ID = "fleet-verify-0001"
 
@@ -122,7 +123,7 @@ class Checks:
     def open_ports(self) -> str:
         """nginx listens on the services' ports and on no other."""
         wanted = {service["port"] for service in self.options["services"]}
-        found = ports_of("nginx")
+        found = ports_of(nginx_master(self.options["pid_file"]))
         if missing := wanted - found:
             raise Failed(f"nginx does not listen on {sorted(missing)}")
         if surplus := found - wanted:
@@ -266,6 +267,7 @@ def main() -> None:
             "release": {"type": "str", "required": True},
             "devices_dir": {"type": "path", "default": "/etc/fleet/devices"},
             "run_dir": {"type": "path", "default": "/run/fleet"},
+            "pid_file": {"type": "path", "default": "/run/nginx.pid"},
             "timeout_seconds": {"type": "int", "default": 60},
         },
         supports_check_mode=True,

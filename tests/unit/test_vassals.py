@@ -133,7 +133,7 @@ def test_retiring_waits_for_the_requests_that_run(host: Host) -> None:
     address = host.start(vassals)["upstreams"][0]["address"]
     answers: list[fleet_socket.Answer] = []
     request = threading.Thread(
-        target=lambda: answers.append(fleet_socket.request(address, "uwsgi", "/tell?seconds=2.5", timeout=20))
+        target=lambda: answers.append(fleet_socket.request(address, "uwsgi", "/tell?seconds=1.8", timeout=20))
     )
     request.start()
     wait_for(lambda: host.busy(vassals), "the request to be taken")

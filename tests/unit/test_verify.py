@@ -70,6 +70,7 @@ class Host:
             services=self.services,
         )
         folders = {"devices_dir": str(self.fleet.devices_dir), "run_dir": str(self.fleet.run_dir)}
+        folders["pid_file"] = str(self.fleet.folder / "nginx.pid")
         return {
             **{"vassals": copy.deepcopy(self.vassals), "services": json.loads(json.dumps(found))},
             **{"devices": ["one"], "manager": "supervisor", "user": USER, "release": "r1", "timeout_seconds": 5},
