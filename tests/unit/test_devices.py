@@ -53,12 +53,12 @@ def test_two_cards() -> None:
 def test_mig_slices_stand_beside_a_whole_card() -> None:
     found = devices("a100-mig")
     assert only(found, "name", "kind", "uuid", "memory_mib") == [
-        ("gpu0mig0", "mig", "MIG-c7384736-a75d-5afc-978f-d2f1294409fd", 19456),
-        ("gpu0mig1", "mig", "MIG-a28ad590-3fda-56dd-84fc-0a0b96edc58d", 9728),
-        ("gpu0mig2", "mig", "MIG-4200bccd-dfd5-5d3b-a0f8-6c2bf1e94d7c", 4864),
-        ("gpu1", "gpu", "GPU-9d1b7a3f-2e48-c5d0-7f69-b03a8e5c14d2", 40960),
+        ("gpu0", "gpu", "GPU-9d1b7a3f-2e48-c5d0-7f69-b03a8e5c14d2", 40960),
+        ("gpu1mig0", "mig", "MIG-c7384736-a75d-5afc-978f-d2f1294409fd", 19456),
+        ("gpu1mig1", "mig", "MIG-a28ad590-3fda-56dd-84fc-0a0b96edc58d", 9728),
+        ("gpu1mig2", "mig", "MIG-4200bccd-dfd5-5d3b-a0f8-6c2bf1e94d7c", 4864),
     ]
-    assert found[2]["model"] == "NVIDIA A100-SXM4-40GB 1g.5gb"
+    assert found[3]["model"] == "NVIDIA A100-SXM4-40GB 1g.5gb"
 
 
 def test_older_drivers_write_mig_slices_without_columns() -> None:
