@@ -93,7 +93,7 @@ def _signature(body: bytes) -> str | None:
 def _upright(image: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(image)
-    except Exception:
+    except Exception:  # noqa: BLE001 - Pillow raises errors of many kinds here
         # Damaged EXIF data says nothing about the pixels, which are decoded by now: like rapidocr, take
         # the picture as it lies.
         return image
