@@ -149,6 +149,13 @@ class Fleet:
             return f"127.0.0.1:{vassal['ports'][0]}"
         return f"{self.run_dir}/{vassal['device']}/{vassal['name']}.sock"
 
+    def folders(self) -> Json:
+        """This host's places, as the module vassals takes them."""
+        return {
+            **{name: str(getattr(self, name)) for name in ("devices_dir", "run_dir", "log_dir")},
+            "upstreams_dir": str(self.folder / "nginx" / "upstreams"),
+        }
+
     def upstreams(self, vassals: list[Json]) -> list[Json]:
         """What the module gives to the role site."""
         return [{"service": one["service"], "device": one["device"], "address": self.address(one)} for one in vassals]

@@ -15,9 +15,10 @@ import yaml
 from ansible.plugins.action import ActionBase
 
 ROLES = Path(__file__).resolve().parents[2] / "roles"
-SERVICE_NAME = re.compile(r"^[a-z][a-z0-9-]{0,30}$")
+SERVICE_NAME = re.compile(r"^(?=.{1,31}$)[a-z][a-z0-9]*(-[a-z0-9]+)*$")
 DEVICE_NAME = re.compile(r"^[a-z][a-z0-9]{0,15}$")
-ROUTE = re.compile(r"^/[A-Za-z0-9._~/-]*$")
+#: As in the app's own settings.
+ROUTE = re.compile(r"(/[A-Za-z0-9._~-]+)+")
 ENVIRONMENT_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
 MODEL = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
 #: Options that the vassal's template sets itself; given twice, uWSGI would take both.
@@ -93,9 +94,9 @@ def service_complaints(services: list[Mapping[str, Any]], stop_seconds: int, ngi
             complaints.append(
                 f"service name {name!r}: it takes up to 31 lower-case letters, digits and dashes, a letter first."
             )
-        if not ROUTE.match(service["route"]):
+        if not ROUTE.fullmatch(service["route"]):
             complaints.append(
-                f"service {name}: route is {service['route']!r}; it must be a plain path that begins with /."
+                f"service {name}: route is {service['route']!r}; it takes a path such as /v1/parse, without a slash at its end."
             )
         if service["route"] in {"/healthz", "/readyz", "/version"}:
             complaints.append(f"service {name}: route {service['route']} is taken by the health checks.")

@@ -172,7 +172,7 @@ class Wheelhouse:
         plain = [one for one in requirements if not (one.name == "torch" and target.torch != "cuda")]
         torch = [one for one in requirements if one not in plain]
         for one in torch:
-            self.progress(f"torch {one.version} for {target.label}")
+            self.progress(f"fetching torch {one.version} for {target.label}; the largest part, up to some GB with CUDA")
             trusted = not one.hashes
             listing = into.parent / "torch.txt"
             listing.write_text(one.line() + "\n")
@@ -192,7 +192,7 @@ class Wheelhouse:
                 *platform_options(target),
                 say="fetching torch",
             )
-        self.progress(f"{len(plain)} packages for {target.label}")
+        self.progress(f"fetching {len(plain)} packages for {target.label}")
         sources = [one for one in plain if one.name in self.source_only(plain)]
         listing = into.parent / "plain.txt"
         listing.write_text("".join(one.line() + "\n" for one in plain if one not in sources))

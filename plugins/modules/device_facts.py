@@ -30,6 +30,8 @@ QUERY = "index,uuid,name,memory.total,pci.bus_id,mig.mode.current,driver_version
 MIG_LINE = re.compile(r"^\s+MIG\s+(?P<profile>\S+)\s+Device\s+(?P<slot>\d+):\s+\(UUID:\s+(?P<uuid>MIG-[^)]+)\)")
 GPU_LINE = re.compile(r"^GPU\s+(?P<index>\d+):")
 PROFILE_MEMORY = re.compile(r"\.(?P<gib>\d+)gb")
+#: Not there when IPv6 is switched off.
+IPV6 = Path("/proc/net/if_inet6")
 #: A slice named 5gb has a little less than 5 GiB for programs (4864 MiB on an A100 40GB).
 MIG_USABLE = 0.95
 
@@ -234,7 +236,7 @@ def main() -> None:
         changed=False,
         ansible_facts={
             "fleet_devices": devices,
-            "fleet_host": {"memory_mib": memory, "cores": len(cpus), "driver_version": driver},
+            "fleet_host": {"memory_mib": memory, "cores": len(cpus), "driver_version": driver, "ipv6": IPV6.exists()},
         },
     )
 

@@ -53,6 +53,10 @@ def children(pid: int) -> set[int]:
     return found
 
 
+class NotTaken(Exception):
+    """The running nginx keeps its former configuration; the text says why."""
+
+
 class Configuration:
     """The configuration folder of one host."""
 
@@ -101,14 +105,23 @@ class Configuration:
         return found
 
     def lay_into(self, folder: Path) -> None:
-        """Write all files and links into a folder, each in one step."""
-        for path, content in self.files.items():
+        """Write all files and links into a folder, each in one step; nginx.conf, which names the others, after them."""
+        for path, content in sorted(self.files.items(), key=lambda one: one[0] == "nginx.conf"):
+            if path == "nginx.conf":
+                self.link_into(folder)
             target = folder / path
             target.parent.mkdir(parents=True, exist_ok=True)
             partial = target.with_name(f".{target.name}.partial")
             partial.write_text(content)
             partial.chmod(0o644)
             partial.rename(target)
+        if "nginx.conf" not in self.files:
+            self.link_into(folder)
+        for path in self.unwanted():
+            (folder / path).unlink(missing_ok=True)
+
+    def link_into(self, folder: Path) -> None:
+        """Make all links in a folder, each in one step."""
         for path, to in self.links.items():
             target = folder / path
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -116,8 +129,34 @@ class Configuration:
             partial.unlink(missing_ok=True)
             partial.symlink_to(to)
             partial.rename(target)
-        for path in self.unwanted():
-            (folder / path).unlink(missing_ok=True)
+
+    def snapshot(self) -> dict[str, tuple[str, str] | None]:
+        """What stands now at every path that will be touched: text of a file, target of a link, or nothing."""
+        found: dict[str, tuple[str, str] | None] = {}
+        for path in [*self.files, *self.links, *self.unwanted()]:
+            target = self.root / path
+            if target.is_symlink():
+                found[path] = ("link", str(target.readlink()))
+            else:
+                found[path] = ("file", target.read_text()) if target.is_file() else None
+        return found
+
+    def restore(self, former: dict[str, tuple[str, str] | None], state: dict) -> None:
+        """Put back what a snapshot holds, nginx.conf first, since it names the others."""
+        for path, content in sorted(former.items(), key=lambda one: one[0] != "nginx.conf"):
+            target = self.root / path
+            partial = target.with_name(f".{target.name}.partial")
+            partial.unlink(missing_ok=True)
+            if content is None:
+                target.unlink(missing_ok=True)
+                continue
+            if content[0] == "link":
+                partial.symlink_to(content[1])
+            else:
+                partial.write_text(content[1])
+                partial.chmod(0o644)
+            partial.rename(target)
+        self.write_state(state)
 
     def test(self) -> None:
         """Have nginx test the wanted configuration in a copy; fail the module when it refuses it."""
@@ -158,7 +197,11 @@ class Configuration:
 
     def remember(self, **further: object) -> None:
         """Write the state file in one step."""
-        self.state = {**self.state, "placed": sorted([*self.files, *self.links]), **further}
+        self.write_state({**self.state, "placed": sorted([*self.files, *self.links]), **further})
+
+    def write_state(self, state: dict) -> None:
+        """Write the state file as it is given."""
+        self.state = state
         self.state_file.parent.mkdir(parents=True, exist_ok=True)
         partial = self.state_file.with_suffix(".partial")
         partial.write_text(json.dumps(self.state))
@@ -179,14 +222,12 @@ class Configuration:
         former = children(master)
         rc, out, err = self.module.run_command([self.module.params["nginx"], "-s", "reload"])
         if rc != 0:
-            self.module.fail_json(msg=f"nginx -s reload failed: {out}{err}")
+            raise NotTaken(f"nginx -s reload failed: {out}{err}")
         while not children(master) - former:
             if time.monotonic() - began > START_SECONDS:
                 log = Path("/var/log/nginx/error.log")
                 tail = "\n".join(log.read_text(errors="replace").splitlines()[-5:]) if log.is_file() else ""
-                self.module.fail_json(
-                    msg=f"nginx did not take the new configuration, the former one serves on. Its error log says:\n{tail}"
-                )
+                raise NotTaken(f"nginx did not take the new configuration. Its error log says:\n{tail}")
             time.sleep(POLL_SECONDS)
         # They hold the former list of devices; what is on their way must still find its vassal.
         while former & children(master):
@@ -208,13 +249,20 @@ class Configuration:
         if self.module.check_mode:
             self.module.exit_json(changed=changed, diff=differences)
         self.check_ports()
+        former, state = self.snapshot(), dict(self.state)
         if differences:
             self.test()
             self.keep_original()
             # What is placed is noted first, so that a run cut off here knows its files.
             self.remember(placed=sorted({*self.state.get("placed", []), *self.files, *self.links}), loaded="")
             self.lay_into(self.root)
-        seconds = self.reload(master) if changed and master else 0.0
+        seconds = 0.0
+        try:
+            if changed and master:
+                seconds = self.reload(master)
+        except NotTaken as error:
+            self.restore(former, state)
+            self.module.fail_json(msg=f"{error}\nThe former files were put back; nginx serves on with them.")
         if changed or self.state.get("loaded") != self.hash:
             self.remember(loaded=self.hash)
         self.module.exit_json(changed=changed, diff=differences, reload_seconds=round(seconds, 1), running=bool(master))

@@ -161,7 +161,9 @@ class Release:
         made = not (archive.is_file() and listing.is_file())
         if made and not self.module.check_mode:
             wheels = self.wheelhouse.make(wanted, target, self.builds.get(target.torch, {}), archive)
-            listing.write_text(json.dumps(wheels, indent=1))
+            partial = listing.with_name(f"{listing.name}.partial")
+            partial.write_text(json.dumps(wheels, indent=1))
+            partial.rename(listing)
         uwsgi = next(one.version for one in wanted if one.name == "pyuwsgi")
         return {
             "id": name, "label": target.label, "archive": str(archive), "made": made, "uwsgi": uwsgi,
@@ -175,7 +177,7 @@ class Release:
             return archive, not archive.is_file()
         work = self.cache / f"release-{os.getpid()}"
         try:
-            self.say(f"release {self.id}")
+            self.say(f"making release {self.id}")
             self.unpack_package(work / "app")
             self.place_models(work / "models", Path(environments[0]["archive"]))
             revision = {
@@ -276,6 +278,8 @@ def main() -> None:
         # Two deploys at once share the cache: the second waits and then finds everything made.
         with (cache / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
+            for leftover in [*cache.glob("making-*"), *cache.glob("release-*"), *cache.glob("*/*.partial")]:
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
             release = Release(module)
             environments = [release.environment(target) for target in release.targets]
             archive, made = release.archive(environments)

@@ -150,6 +150,9 @@ class Host:
         folder = self.root / "releases"
         if not folder.is_dir():
             return []
+        if self.release.is_dir() and not self.module.check_mode:
+            # Age is counted from the last deploy of a release, so that one which was gone back to is not the oldest.
+            os.utime(self.release)
         running = {
             match[1]
             for ini in Path(self.module.params["devices_dir"]).glob("*/vassals/*.ini")

@@ -15,6 +15,7 @@ options:
 """
 
 import os
+import time
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
@@ -48,8 +49,9 @@ def is_stale(started: float | None, files: list[str]) -> bool:
     """Whether one of the files is younger than the process."""
     if started is None:
         return False
-    ages = [Path(path).stat().st_mtime for path in files if Path(path).exists()]
-    return any(age > started + TOLERANCE_SECONDS for age in ages)
+    changed = [Path(path).stat().st_mtime for path in files if Path(path).exists()]
+    # A date in the future comes from a clock that was set back, and would be younger than every restart.
+    return any(started + TOLERANCE_SECONDS < one <= time.time() for one in changed)
 
 
 def main() -> None:

@@ -18,6 +18,10 @@ options:
   devices_dir: {description: Folder of the devices., type: path, default: /etc/fleet/devices}
   run_dir: {description: Folder of the sockets., type: path, default: /run/fleet}
   log_dir: {description: Folder of log files where there is no journal., type: path, default: /var/log/fleet}
+  upstreams_dir:
+    description: Folder with the upstream files that nginx has loaded. A vassal named there serves; it is never taken back.
+    type: path
+    default: /etc/nginx/upstreams
   group: {description: Group of the emperors' user; with root it may read the vassals' files., type: str, default: root}
   stop_seconds: {description: Longest time a vassal may take to stop., type: int, default: 90}
 """
@@ -41,7 +45,8 @@ from ansible.module_utils.fleet_socket import (
 #: A vassal whose master was started this often while it was waited for is crashing, not loading.
 CRASHES = 3
 POLL_SECONDS = 0.3
-LOG_LINES = 40
+#: Where a vassal listens, as its file says.
+ADDRESS = re.compile(r"^(?:http-)?socket = (\S+)$", re.MULTILINE)
 #: uWSGI writes some thirty lines for each start, so that those of several services have room.
 LOG_LINES = 100
 
@@ -74,7 +79,7 @@ class Vassal:
         """Where it listens: its socket, or its loopback port as written in its file."""
         if self.wanted["transport"] == "unix":
             return str(self.run_dir / self.device / f"{self.name}.sock")
-        match = re.search(r"^(?:http-)?socket = (\S+)$", self.path.read_text(), re.MULTILINE)
+        match = ADDRESS.search(self.path.read_text())
         if match is None:
             raise NotReady(f"{self.path} names no socket")
         return match[1]
@@ -174,6 +179,19 @@ class Host:
             Vassal(one, self.devices_dir, self.run_dir, module.params["group"]) for one in module.params["vassals"]
         ]
 
+    def unwanted(self) -> list[Path]:
+        """Files of vassals that the inventory does not ask for."""
+        wanted = {vassal.path for vassal in self.vassals}
+        return [path for path in sorted(self.devices_dir.glob("*/vassals/*.ini")) if path not in wanted]
+
+    def asked(self, path: Path) -> bool | None:
+        """Whether nginx leads requests to a vassal; ``None`` before it has any upstream file to tell by."""
+        files = [file.read_text() for file in Path(self.module.params["upstreams_dir"]).glob("*.conf")]
+        if not files:
+            return None
+        match = ADDRESS.search(path.read_text()) if path.is_file() else None
+        return match is not None and any(re.search(rf"\s(unix:)?{re.escape(match[1])}\s", text) for text in files)
+
     def log_of(self, device: str) -> str:
         """What a device's vassals said of why they did not start, and the last lines of the log."""
         files = Path(self.module.params["log_dir"]) / f"uwsgi-emperor@{device}.log"
@@ -233,6 +251,9 @@ class Host:
 
     def start(self) -> None:
         """Bring up what is missing; ends the module."""
+        # What a run that was cut off left behind: nothing asks them, and they hold memory and ports.
+        if not self.module.check_mode:
+            self.remove([path for path in self.unwanted() if self.asked(path) is False])
         missing = [vassal for vassal in self.vassals if not vassal.path.is_file()]
         names = [vassal.full_name for vassal in missing]
         if self.module.check_mode:
@@ -252,7 +273,7 @@ class Host:
             broken = vassal.full_name if vassal else "?"
             device = vassal.device if vassal else ""
             log = self.log_of(device)
-            self.remove([one.path for one in missing])
+            self.remove([one.path for one in self.vassals if one in missing or self.asked(one.path) is False])
             self.module.fail_json(
                 msg=f"Vassal {broken} does not serve: {error}. "
                 + ("The new vassals were removed; the former ones serve on. " if missing else "")
@@ -295,8 +316,7 @@ class Host:
 
     def retire(self) -> None:
         """Remove every vassal that is not wanted; ends the module."""
-        wanted = {vassal.path for vassal in self.vassals}
-        unwanted = [path for path in sorted(self.devices_dir.glob("*/vassals/*.ini")) if path not in wanted]
+        unwanted = self.unwanted()
         if not self.module.check_mode:
             for stray in self.devices_dir.glob("*/vassals/.*.partial"):
                 stray.unlink()
@@ -306,11 +326,12 @@ class Host:
         )
 
     def revert(self) -> None:
-        """Remove the named vassals; ends the module."""
+        """Remove the named vassals, but for those that nginx leads to by now; ends the module."""
         paths = [
             self.devices_dir / name.split("/")[0] / "vassals" / f"{name.split('/')[1]}.ini"
             for name in self.module.params["names"]
         ]
+        paths = [path for path in paths if not self.asked(path)]
         if not self.module.check_mode:
             self.remove(paths)
         self.module.exit_json(changed=bool(paths))
@@ -327,6 +348,7 @@ def main() -> None:
             "run_dir": {"type": "path", "default": "/run/fleet"},
             "log_dir": {"type": "path", "default": "/var/log/fleet"},
             "stop_seconds": {"type": "int", "default": 90},
+            "upstreams_dir": {"type": "path", "default": "/etc/nginx/upstreams"},
             "group": {"type": "str", "default": "root"},
         },
         supports_check_mode=True,

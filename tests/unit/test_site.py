@@ -213,7 +213,7 @@ def test_nginx_refuses_what_is_broken(fleet: Fleet, nginx_test: Check, variables
 def test_every_problem_has_its_answer(site: Callable[..., Site]) -> None:
     """For each error that nginx makes itself there is a body, and all bodies are JSON once nginx has filled them in."""
     text = site().site()
-    pages = re.findall(r"^error_page (\d+)(?: =\d+)? @problem_(\d+);$", text, re.MULTILINE)
+    pages = re.findall(r"^error_page (\d+)(?: =\d+)? /\.problem/(\d+);$", text, re.MULTILINE)
     bodies = dict(re.findall(r"^return (\d+) '(\{\"type\".*\})';$", text, re.MULTILINE))
     assert {code for _, code in pages} == set(bodies)
     assert {code for code, _ in pages} >= {"400", "404", "405", "413", "502", "503", "504"}

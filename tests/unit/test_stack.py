@@ -226,7 +226,32 @@ def test_problems_have_one_form_wherever_they_come_from(
     headers = {"X-Request-ID": f"{method}-{status}.1", "Content-Type": "application/json"}
     found = problem(stack.ask(method, path, body, headers), status, slug)
     assert found["request_id"] == f"{method}-{status}.1"
-    assert stack.log(f"{method}-{status}.1")["status"] == status
+    line = stack.log(f"{method}-{status}.1")
+    assert (line["status"], line["method"], line["uri"]) == (status, method, path)
+
+
+def test_the_places_of_nginxs_own_answers_cannot_be_asked_for(stack: Stack) -> None:
+    problem(stack.ask("GET", "/.problem/503"), 404, "not-found")
+
+
+@pytest.mark.parametrize(
+    ("sent", "status", "slug"),
+    [
+        (b"GET / HTTP/1.1\r\nHost: x\r\nX-Long: " + b"x" * 100_000 + b"\r\n\r\n", 431, "headers-too-large"),
+        (b"GET /" + b"x" * 100_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", 414, "uri-too-long"),
+        (b"GET / HTTP/1.1\r\n\r\n", 400, "unreadable-input"),
+        (b"what is this\r\n\r\n", 400, "unreadable-input"),
+        (b"GET / HTTP/4.0\r\nHost: x\r\n\r\n", 505, "version-not-supported"),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: odd\r\n\r\n", 501, "not-implemented"),
+    ],
+    ids=lambda value: value.decode()[:20] if isinstance(value, bytes) else "",
+)
+def test_what_is_no_http_gets_a_problem_too(stack: Stack, sent: bytes, status: int, slug: str) -> None:
+    with fleet_socket.connect(f"127.0.0.1:{stack.port}", 10) as link:
+        link.sendall(sent)
+        answer = fleet_socket.split_response(fleet_socket.read_all(link))
+    assert (answer.status, answer.headers["content-type"]) == (status, "application/problem+json")
+    assert (answer.json()["type"], answer.json()["status"]) == (f"urn:inference-fleet:problem:{slug}", status)
 
 
 def test_the_largest_body_passes_and_one_byte_more_does_not(stack: Stack) -> None:
@@ -238,14 +263,6 @@ def test_the_largest_body_passes_and_one_byte_more_does_not(stack: Stack) -> Non
     reply = stack.ask(body=None, headers={"Content-Length": str(size + 1), "X-Request-ID": "large"})
     assert "larger" in problem(reply, 413, "body-too-large")["detail"]
     assert stack.log("large")["upstream"] == "", "no device saw it"
-
-
-def test_what_is_no_http_gets_a_problem_too(stack: Stack) -> None:
-    with fleet_socket.connect(f"127.0.0.1:{stack.port}", 10) as link:
-        link.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nX-Long: " + b"x" * 100_000 + b"\r\n\r\n")
-        answer = fleet_socket.split_response(fleet_socket.read_all(link))
-    assert answer.headers["content-type"] == "application/problem+json"
-    assert (answer.status, answer.json()["type"]) == (431, "urn:inference-fleet:problem:headers-too-large")
 
 
 def test_an_answer_that_takes_too_long_is_a_504(stack: Stack) -> None:
@@ -385,7 +402,8 @@ def test_the_http_protocol_hands_on_who_asks(stack: Stack) -> None:
 
 def test_the_address_that_a_trusted_proxy_gives_is_believed(plain: Stack) -> None:
     plain.configure(site_trusted_proxies=["127.0.0.0/8"])
-    headers = {"X-Forwarded-For": "6.6.6.6, 203.0.113.7", "X-Request-ID": "proxied"}
+    # One that only claims it, the client, and another proxy between it and the one in front.
+    headers = {"X-Forwarded-For": "6.6.6.6, 203.0.113.7, 127.0.0.5", "X-Request-ID": "proxied"}
     assert plain.ask("GET", "/tell", None, headers).json()["request"]["HTTP_X_REAL_IP"] == "203.0.113.7"
     assert plain.log("proxied")["client"] == "203.0.113.7"
 

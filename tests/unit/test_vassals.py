@@ -45,8 +45,7 @@ class Host:
         return self.fleet.vassals([{"name": name, **SERVICE, **options}], published, ONE)
 
     def arguments(self, state: str, vassals: list[Json], **more: Any) -> Json:
-        folders = {name: str(getattr(self.fleet, name)) for name in ("devices_dir", "run_dir", "log_dir")}
-        return {"state": state, "vassals": vassals, "stop_seconds": 20, **folders, **more}
+        return {"state": state, "vassals": vassals, "stop_seconds": 20, **self.fleet.folders(), **more}
 
     def run(self, state: str, vassals: list[Json], check: bool = False, **more: Any) -> Json:
         return ansible_modules.run("vassals", self.arguments(state, vassals, **more), check=check)
@@ -251,6 +250,27 @@ def test_tcp_ports_alternate_between_releases(host: Host) -> None:
     assert port(host.start(releases[1])) == f"127.0.0.1:{second}", "where it is, not where it would be"
     three = host.start(releases[2])
     assert (port(three), host.ask(three)["release"]) == (f"127.0.0.1:{first}", "r3")
+
+
+def test_what_a_cut_off_run_left_behind_makes_room(host: Host, tmp_path: Path) -> None:
+    """nginx leads to r1; r2 was started, and then the run was killed. Both ports are taken, but r2 serves nobody."""
+    first, second = processes.free_ports(2, stride=50)
+    releases = [
+        host.wanted("left", release, transport="tcp", base_port=first, workers=1) for release in ("r1", "r2", "r3")
+    ]
+    upstreams = {"upstreams_dir": str(tmp_path)}
+    one = host.start(releases[0])
+    host.start(releases[1])
+    (tmp_path / "left.conf").write_text(f"    server 127.0.0.1:{first} weight=1 max_fails=3;\n")
+
+    reverted = host.run("reverted", [], names=one["started"], **upstreams)
+    assert not reverted["changed"], "what nginx leads to is not taken back"
+    assert host.files("left") == sorted(map(file_of, releases[:2]))
+    three = host.run("started", releases[2], **upstreams)
+    assert not three["failed"], three
+    assert three["upstreams"][0]["address"] == f"127.0.0.1:{second}"
+    assert host.files("left") == sorted([file_of(releases[0]), file_of(releases[2])])
+    assert (host.ask(one)["release"], host.ask(three)["release"]) == ("r1", "r3")
 
 
 def test_status_of_the_host(host: Host) -> None:

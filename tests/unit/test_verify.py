@@ -83,8 +83,7 @@ def shared_host(new_fleet: Callable[[], Fleet]) -> Iterator[Host]:
     host = Host(new_fleet())
     fleet = host.fleet
     with fleet.emperor("one"):
-        folders = {name: str(getattr(fleet, name)) for name in ("devices_dir", "run_dir", "log_dir")}
-        started = ansible_modules.run("vassals", {"state": "started", "vassals": host.vassals, **folders})
+        started = ansible_modules.run("vassals", {"state": "started", "vassals": host.vassals, **fleet.folders()})
         assert not started["failed"], started["msg"]
         host.lay()
         with fleet.nginx([host.port]):
@@ -305,7 +304,7 @@ def test_an_answer_that_is_an_error(host: Host) -> None:
         ),
         ('"request_id":"$fleet_request_id"', '"x":1', "errors", "problem without ['request_id']"),
         ('"status":404', '"status":400', "errors", "problem without its status"),
-        ("error_page 404 @problem_404;", "", "errors", "content type 'text/html' instead of"),
+        ("error_page 404 /.problem/404;", "", "errors", "content type 'text/html' instead of"),
         ("return 404;", "return 204;", "errors", "204 instead of 404"),
         (
             "add_header X-Request-ID $fleet_request_id always;",

@@ -31,7 +31,9 @@ def app(environ: dict[str, Any], start_response: Start) -> Iterable[bytes]:
         "release": os.environ.get("INFERENCE_RELEASE"),
         "answer": os.environ.get("TINY_ANSWER", "42"),
     }
-    start_response("200 OK", [("Content-Type", "application/json")])
+    # As the app does: nginx has to see to it that it stands there once.
+    own_id = [("X-Request-ID", environ["HTTP_X_REQUEST_ID"])] if "HTTP_X_REQUEST_ID" in environ else []
+    start_response("200 OK", [("Content-Type", "application/json"), *own_id])
     return [json.dumps(answer).encode()]
 
 
