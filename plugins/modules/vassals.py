@@ -292,7 +292,11 @@ class Host:
         """The address that a vassal has or would get."""
         if vassal.path.is_file() or vassal.wanted["transport"] == "unix":
             return vassal.address()
-        return f"127.0.0.1:{vassal.free_port()}"
+        try:
+            return f"127.0.0.1:{vassal.free_port()}"
+        except NotReady:
+            # A real run makes room first, or says that it cannot.
+            return f"127.0.0.1:{vassal.wanted['ports'][0]}"
 
     def remove(self, paths: list[Path]) -> None:
         """Remove files of vassals and wait until the emperors have stopped them."""

@@ -258,7 +258,7 @@ def test_what_a_cut_off_run_left_behind_makes_room(host: Host, tmp_path: Path) -
     releases = [
         host.wanted("left", release, transport="tcp", base_port=first, workers=1) for release in ("r1", "r2", "r3")
     ]
-    upstreams = {"upstreams_dir": str(tmp_path)}
+    upstreams: Json = {"upstreams_dir": str(tmp_path)}
     one = host.start(releases[0])
     host.start(releases[1])
     (tmp_path / "left.conf").write_text(f"    server 127.0.0.1:{first} weight=1 max_fails=3;\n")
@@ -266,6 +266,8 @@ def test_what_a_cut_off_run_left_behind_makes_room(host: Host, tmp_path: Path) -
     reverted = host.run("reverted", [], names=one["started"], **upstreams)
     assert not reverted["changed"], "what nginx leads to is not taken back"
     assert host.files("left") == sorted(map(file_of, releases[:2]))
+    assert host.run("started", releases[2], check=True, **upstreams)["changed"]
+    assert host.files("left") == sorted(map(file_of, releases[:2])), "check mode"
     three = host.run("started", releases[2], **upstreams)
     assert not three["failed"], three
     assert three["upstreams"][0]["address"] == f"127.0.0.1:{second}"
