@@ -224,55 +224,42 @@ def test_without_stats_it_is_enough_that_it_answers(host: Host) -> None:
     assert host.ask(host.start(host.wanted("quiet", stats=False)))["release"] == "r1"
 
 
-def test_tcp_ports_alternate_between_releases(host: Host) -> None:
+def test_tcp_ports_alternate_between_releases(host: Host, tmp_path: Path) -> None:
     first, second = processes.free_ports(2, stride=50)
-
-    def port(result: Json) -> str:
-        return str(result["upstreams"][0]["address"])
-
     releases = [
         host.wanted("tcp", release, transport="tcp", base_port=first, workers=1) for release in ("r1", "r2", "r3")
     ]
-    assert port(host.run("started", releases[0], check=True)) == f"127.0.0.1:{first}"
+
+    def port(result: Json) -> int:
+        return int(result["upstreams"][0]["address"].removeprefix("127.0.0.1:"))
+
+    assert port(host.run("started", releases[0], check=True)) == first
     one = host.start(releases[0])
-    assert port(one) == f"127.0.0.1:{first}"
-    assert port(host.run("started", releases[1], check=True)) == f"127.0.0.1:{second}"
+    assert port(host.run("started", releases[1], check=True)) == second
     two = host.start(releases[1])
-    assert port(two) == f"127.0.0.1:{second}"
+    assert (port(one), port(two)) == (first, second)
     assert (host.ask(one)["release"], host.ask(two)["release"]) == ("r1", "r2")
+    assert port(host.start(releases[1])) == second, "where it is, not where it would be"
 
     three = host.run("started", releases[2])
     assert three["failed"]
     assert f"ports [{first}, {second}] are both taken" in three["msg"]
     assert host.files("tcp") == sorted(map(file_of, releases[:2]))
 
-    host.run("retired", releases[1])
-    assert port(host.start(releases[1])) == f"127.0.0.1:{second}", "where it is, not where it would be"
-    three = host.start(releases[2])
-    assert (port(three), host.ask(three)["release"]) == (f"127.0.0.1:{first}", "r3")
-
-
-def test_what_a_cut_off_run_left_behind_makes_room(host: Host, tmp_path: Path) -> None:
-    """nginx leads to r1; r2 was started, and then the run was killed. Both ports are taken, but r2 serves nobody."""
-    first, second = processes.free_ports(2, stride=50)
-    releases = [
-        host.wanted("left", release, transport="tcp", base_port=first, workers=1) for release in ("r1", "r2", "r3")
-    ]
+    # nginx leads to r1: then r2 was left behind by a run that was cut off, and makes room.
+    (tmp_path / "tcp.conf").write_text(f"    server 127.0.0.1:{first} weight=1 max_fails=3;\n")
     upstreams: Json = {"upstreams_dir": str(tmp_path)}
-    one = host.start(releases[0])
-    host.start(releases[1])
-    (tmp_path / "left.conf").write_text(f"    server 127.0.0.1:{first} weight=1 max_fails=3;\n")
-
-    reverted = host.run("reverted", [], names=one["started"], **upstreams)
-    assert not reverted["changed"], "what nginx leads to is not taken back"
-    assert host.files("left") == sorted(map(file_of, releases[:2]))
+    assert not host.run("reverted", [], names=one["started"], **upstreams)["changed"], "it serves, so it stays"
     assert host.run("started", releases[2], check=True, **upstreams)["changed"]
-    assert host.files("left") == sorted(map(file_of, releases[:2])), "check mode"
+    assert host.files("tcp") == sorted(map(file_of, releases[:2])), "check mode"
     three = host.run("started", releases[2], **upstreams)
     assert not three["failed"], three
-    assert three["upstreams"][0]["address"] == f"127.0.0.1:{second}"
-    assert host.files("left") == sorted([file_of(releases[0]), file_of(releases[2])])
+    assert port(three) == second
+    assert host.files("tcp") == sorted([file_of(releases[0]), file_of(releases[2])])
     assert (host.ask(one)["release"], host.ask(three)["release"]) == ("r1", "r3")
+
+    host.run("retired", releases[2])
+    assert port(host.start(releases[1])) == first
 
 
 def test_status_of_the_host(host: Host) -> None:

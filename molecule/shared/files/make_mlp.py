@@ -27,5 +27,9 @@ if __name__ == "__main__":
     model = Mlp().eval()
     example = torch.ones(2, 4)
     batch = torch.export.Dim("batch", min=1, max=64)
-    torch.export.save(torch.export.export(model, (example,), dynamic_shapes=({0: batch},)), sys.argv[1])
+    program = torch.export.export(model, (example,), dynamic_shapes=({0: batch},))
+    for node in program.graph.nodes:
+        # Paths of the machine that made the file.
+        node.meta.pop("stack_trace", None)
+    torch.export.save(program, sys.argv[1])
     print(model(torch.tensor([[1.0, 2.0, 3.0, 4.0]])).tolist())
