@@ -34,7 +34,12 @@ def verify_report(hostvars: Mapping[str, Any], hosts: Iterable[str]) -> dict[str
     passed = sum(one["ok"] for checks in data["hosts"].values() for one in checks)
     total = sum(len(checks) for checks in data["hosts"].values())
     lines.append(
-        f"{passed} of {total} checks passed" + (f", {len(unchecked)} hosts could not be checked" if unchecked else "")
+        f"{passed} of {total} checks passed"
+        + (
+            f", {len(unchecked)} of {len(unchecked) + len(data['hosts'])} hosts could not be checked"
+            if unchecked
+            else ""
+        )
     )
     data.update(failures=failures, exit=code)
     return {"lines": lines, "data": data, "failures": failures, "exit": code}

@@ -58,7 +58,9 @@ def site(fleet: Fleet, nginx_test: Check) -> Callable[..., Site]:
     def make(services: list[Json] | None = None, devices: list[str] | None = None, **variables: Any) -> Site:
         made = Site(fleet, nginx_test, services or [OCR], devices or ["gpu0", "gpu1"], **variables)
         assert made.judged.returncode == 0, made.judged.stderr
-        assert "warn" not in made.judged.stderr
+        # That of the user is meant for whoever runs nginx without being root.
+        warnings = [line for line in made.judged.stderr.splitlines() if "[warn]" in line]
+        assert [line for line in warnings if '"user" directive makes sense only' not in line] == []
         return made
 
     return make

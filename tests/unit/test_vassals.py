@@ -152,16 +152,16 @@ BROKEN: dict[str, tuple[Json, str]] = {
     "mended": ({"release": "incomplete"}, "it crashes while starting"),
     # Their masters are started once: neither their own stats nor the emperor's make two of it.
     "answer": (
-        {"environment": {"TINY_ANSWER": "43"}, "load_seconds": 3},
-        "after 3 s: the sample has a wrong answer: answer is '43', expected '42'",
+        {"environment": {"TINY_ANSWER": "43"}, "load_seconds": 5},
+        "after 5 s: the sample has a wrong answer: answer is '43', expected '42'",
     ),
     "member": (
-        {"sample": {**SAMPLE, "expect": {"score": 1}}, "load_seconds": 3},
-        "after 3 s: the sample has a wrong answer: score is missing",
+        {"sample": {**SAMPLE, "expect": {"score": 1}}, "load_seconds": 5},
+        "after 5 s: the sample has a wrong answer: score is missing",
     ),
     "text": (
-        {"callable": "other", "load_seconds": 3},
-        "after 3 s: the sample has a wrong answer: answer is missing",
+        {"callable": "other", "load_seconds": 5},
+        "after 5 s: the sample has a wrong answer: answer is missing",
     ),
 }
 
