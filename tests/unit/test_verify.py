@@ -372,6 +372,6 @@ def test_the_report_and_its_exit_code() -> None:
         found = report.verify_report(hosts, ["a", "b", missing])
         assert (found["exit"], found["data"]["exit"]) == (2, 2)
         assert f"{missing}: could not be checked" in found["failures"]
-        assert found["lines"][-1] == "3 of 4 checks passed, 1 hosts could not be checked"
+        assert found["lines"][-1] == "3 of 4 checks passed, 1 of 3 hosts could not be checked"
     assert report.verify_failures([good, bad]) == "echo: no answer\n  mend: ./fleet deploy"
     assert report.verify_failures([good]) == ""
