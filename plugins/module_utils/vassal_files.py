@@ -1,38 +1,15 @@
-#!/usr/bin/python
-"""Bring up new vassals beside the old ones, and retire the old ones when nothing asks them any more."""
+"""The vassals of a host: their files, and what their emperors and they themselves say about them."""
 
 from __future__ import annotations
-
-DOCUMENTATION = r"""
-module: vassals
-short_description: Start, retire or take back the vassals of a host
-description:
-  - C(started) writes the vassals that are missing and waits until each has all its workers and gives the known answer;
-    when one does not, those written in this run are removed and the module fails. Vassals that run are never touched.
-  - C(retired) removes every vassal that is not wanted and waits until it is gone.
-  - C(reverted) removes the vassals named in C(names).
-options:
-  state: {description: What to do., type: str, choices: [started, retired, reverted], required: true}
-  vassals: {description: "Wanted vassals: name, service, device, release, ini, workers, protocol, transport, ports, route, load_seconds, sample.", type: list, elements: dict, default: []}
-  names: {description: "Vassals to take back, as DEVICE/NAME.", type: list, elements: str, default: []}
-  devices_dir: {description: Folder of the devices., type: path, default: /etc/fleet/devices}
-  run_dir: {description: Folder of the sockets., type: path, default: /run/fleet}
-  log_dir: {description: Folder of log files where there is no journal., type: path, default: /var/log/fleet}
-  upstreams_dir:
-    description: Folder with the upstream files that nginx has loaded. A vassal named there serves; it is never taken back.
-    type: path
-    default: /etc/nginx/upstreams
-  group: {description: Group of the emperors' user; with root it may read the vassals' files., type: str, default: root}
-  stop_seconds: {description: Longest time a vassal may take to stop., type: int, default: 90}
-"""
 
 import base64
 import re
 import shutil
+import subprocess
 import time
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.fleet_socket import (
     SocketError,
     connect,
@@ -168,16 +145,25 @@ class Vassal:
             raise NotReady(str(error)) from error
 
 
-class Host:
-    """The vassals of one host, handled by one module run."""
+class VassalError(Exception):
+    """Vassals could not be brought up or stopped; the text says which, why, and where to look."""
 
-    def __init__(self, module: AnsibleModule) -> None:
-        self.module = module
-        self.devices_dir = Path(module.params["devices_dir"])
-        self.run_dir = Path(module.params["run_dir"])
-        self.vassals = [
-            Vassal(one, self.devices_dir, self.run_dir, module.params["group"]) for one in module.params["vassals"]
-        ]
+
+class Vassals:
+    """The vassals of one host.
+
+    Args:
+        options: ``vassals``, ``group``, ``devices_dir``, ``run_dir``, ``log_dir``, ``upstreams_dir``, ``stop_seconds``,
+            as in the module ``host_switch``.
+    """
+
+    def __init__(self, options: Mapping) -> None:
+        self.devices_dir = Path(options["devices_dir"])
+        self.run_dir = Path(options["run_dir"])
+        self.log_dir = Path(options["log_dir"])
+        self.upstreams_dir = Path(options["upstreams_dir"])
+        self.stop_seconds: int = options["stop_seconds"]
+        self.vassals = [Vassal(one, self.devices_dir, self.run_dir, options["group"]) for one in options["vassals"]]
 
     def unwanted(self) -> list[Path]:
         """Files of vassals that the inventory does not ask for."""
@@ -186,7 +172,7 @@ class Host:
 
     def asked(self, path: Path) -> bool | None:
         """Whether nginx leads requests to a vassal; ``None`` before it has any upstream file to tell by."""
-        files = [file.read_text() for file in Path(self.module.params["upstreams_dir"]).glob("*.conf")]
+        files = [file.read_text() for file in self.upstreams_dir.glob("*.conf")]
         if not files:
             return None
         match = ADDRESS.search(path.read_text()) if path.is_file() else None
@@ -194,12 +180,12 @@ class Host:
 
     def log_of(self, device: str) -> str:
         """What a device's vassals said of why they did not start, and the last lines of the log."""
-        files = Path(self.module.params["log_dir"]) / f"uwsgi-emperor@{device}.log"
+        files = self.log_dir / f"uwsgi-emperor@{device}.log"
         if files.is_file():
             text = files.read_text(errors="replace")
         else:
             journal = ["journalctl", "-u", f"uwsgi-emperor@{device}", "-n", "400", "--no-pager", "-o", "cat"]
-            text = self.module.run_command(journal)[1]
+            text = subprocess.run(journal, capture_output=True, text=True, check=False).stdout
         lines = text.splitlines()
         # The reason may stand far above: a vassal that crashes is started again and again.
         reasons = [line for line in lines[:-LOG_LINES] if '"event": "not_started"' in line][-1:]
@@ -207,7 +193,7 @@ class Host:
 
     def look(self, device: str) -> str:
         """The command that shows a person the log."""
-        files = Path(self.module.params["log_dir"]) / f"uwsgi-emperor@{device}.log"
+        files = self.log_dir / f"uwsgi-emperor@{device}.log"
         return f"tail -n 100 {files}" if files.is_file() else f"journalctl -u uwsgi-emperor@{device} -n 100"
 
     def wait_ready(self, vassal: Vassal) -> None:
@@ -249,44 +235,46 @@ class Host:
         except SocketError:
             return {}
 
-    def start(self) -> None:
-        """Bring up what is missing; ends the module."""
-        # What a run that was cut off left behind: nothing asks them, and they hold memory and ports.
-        if not self.module.check_mode:
-            self.remove([path for path in self.unwanted() if self.asked(path) is False])
-        missing = [vassal for vassal in self.vassals if not vassal.path.is_file()]
-        names = [vassal.full_name for vassal in missing]
-        if self.module.check_mode:
-            addresses = [
-                {"service": one.wanted["service"], "device": one.device, "address": self.planned(one)}
-                for one in self.vassals
-            ]
-            self.module.exit_json(changed=bool(missing), started=names, upstreams=addresses)
+    def missing(self) -> list[Vassal]:
+        """Wanted vassals that have no file yet."""
+        return [vassal for vassal in self.vassals if not vassal.path.is_file()]
+
+    def forgotten(self) -> list[Path]:
+        """What a run that was cut off left behind: nothing asks them, and they hold memory and ports."""
+        return [path for path in self.unwanted() if self.asked(path) is False]
+
+    def start(self, vassals: list[Vassal]) -> list[Vassal]:
+        """Bring up those that have no file, and wait until all of them serve.
+
+        Returns:
+            Those that were brought up.
+
+        Raises:
+            VassalError: one does not serve. Those that were brought up, and those that nginx does not lead to, were removed.
+        """
+        missing = [vassal for vassal in vassals if not vassal.path.is_file()]
         vassal = None
         try:
             for vassal in missing:
                 vassal.deaths_before = self.deaths(self.emperor(vassal.device), vassal)
                 vassal.write()
-            for vassal in self.vassals:
+            for vassal in vassals:
                 self.wait_ready(vassal)
         except (NotReady, OSError) as error:
             broken = vassal.full_name if vassal else "?"
             device = vassal.device if vassal else ""
             log = self.log_of(device)
-            self.remove([one.path for one in self.vassals if one in missing or self.asked(one.path) is False])
-            self.module.fail_json(
-                msg=f"Vassal {broken} does not serve: {error}. "
+            self.remove([one.path for one in vassals if one in missing or self.asked(one.path) is False])
+            raise VassalError(
+                f"Vassal {broken} does not serve: {error}. "
                 + ("The new vassals were removed; the former ones serve on. " if missing else "")
                 + f"Look: {self.look(device)}\nLast lines of its log:\n{log}"
-            )
-        self.module.exit_json(
-            changed=bool(missing),
-            started=names,
-            upstreams=[
-                {"service": one.wanted["service"], "device": one.device, "address": one.address()}
-                for one in self.vassals
-            ],
-        )
+            ) from error
+        return missing
+
+    def addresses(self) -> dict[str, str]:
+        """Where the wanted vassals listen or would, by ``SERVICE/DEVICE``."""
+        return {f"{one.wanted['service']}/{one.device}": self.planned(one) for one in self.vassals}
 
     def planned(self, vassal: Vassal) -> str:
         """The address that a vassal has or would get."""
@@ -299,16 +287,20 @@ class Host:
             return f"127.0.0.1:{vassal.wanted['ports'][0]}"
 
     def remove(self, paths: list[Path]) -> None:
-        """Remove files of vassals and wait until the emperors have stopped them."""
+        """Remove files of vassals and wait until the emperors have stopped them.
+
+        Raises:
+            VassalError: one does not stop.
+        """
         for path in paths:
             path.unlink(missing_ok=True)
-        deadline = time.monotonic() + self.module.params["stop_seconds"] + 15
+        deadline = time.monotonic() + self.stop_seconds + 15
         for path in paths:
             device = path.parent.parent.name
             leftovers = [self.run_dir / device / f"{path.stem}{ending}" for ending in (".sock", ".stats")]
             while self.known_to_emperor(device, path.name):
                 if time.monotonic() > deadline:
-                    self.module.fail_json(msg=f"Vassal {device}/{path.stem} does not stop. Look: {self.look(device)}")
+                    raise VassalError(f"Vassal {device}/{path.stem} does not stop. Look: {self.look(device)}")
                 time.sleep(POLL_SECONDS)
             # A vassal that had to be killed leaves its sockets behind.
             for leftover in leftovers:
@@ -318,48 +310,11 @@ class Host:
         """Whether an emperor still has a vassal."""
         return any(one.get("id") == name for one in self.emperor(device).get("vassals", []))
 
-    def retire(self) -> None:
-        """Remove every vassal that is not wanted; ends the module."""
-        unwanted = self.unwanted()
-        if not self.module.check_mode:
-            for stray in self.devices_dir.glob("*/vassals/.*.partial"):
-                stray.unlink()
-            self.remove(unwanted)
-        self.module.exit_json(
-            changed=bool(unwanted), removed=[f"{path.parent.parent.name}/{path.stem}" for path in unwanted]
-        )
+    def names(self, paths: Iterable[Path]) -> list[str]:
+        """Files of vassals as ``DEVICE/NAME``."""
+        return [f"{path.parent.parent.name}/{path.stem}" for path in paths]
 
-    def revert(self) -> None:
-        """Remove the named vassals, but for those that nginx leads to by now; ends the module."""
-        paths = [
-            self.devices_dir / name.split("/")[0] / "vassals" / f"{name.split('/')[1]}.ini"
-            for name in self.module.params["names"]
-        ]
-        paths = [path for path in paths if not self.asked(path)]
-        if not self.module.check_mode:
-            self.remove(paths)
-        self.module.exit_json(changed=bool(paths))
-
-
-def main() -> None:
-    """Run the module."""
-    module = AnsibleModule(
-        argument_spec={
-            "state": {"type": "str", "choices": ["started", "retired", "reverted"], "required": True},
-            "vassals": {"type": "list", "elements": "dict", "default": []},
-            "names": {"type": "list", "elements": "str", "default": []},
-            "devices_dir": {"type": "path", "default": "/etc/fleet/devices"},
-            "run_dir": {"type": "path", "default": "/run/fleet"},
-            "log_dir": {"type": "path", "default": "/var/log/fleet"},
-            "stop_seconds": {"type": "int", "default": 90},
-            "upstreams_dir": {"type": "path", "default": "/etc/nginx/upstreams"},
-            "group": {"type": "str", "default": "root"},
-        },
-        supports_check_mode=True,
-    )
-    host = Host(module)
-    {"started": host.start, "retired": host.retire, "reverted": host.revert}[module.params["state"]]()
-
-
-if __name__ == "__main__":
-    main()
+    def clear_partials(self) -> None:
+        """Remove half-written files of a run that was cut off."""
+        for stray in self.devices_dir.glob("*/vassals/.*.partial"):
+            stray.unlink()

@@ -1,36 +1,18 @@
-#!/usr/bin/python
-"""Place a whole nginx configuration, only when nginx accepts it, and make the running nginx use it."""
+"""The configuration folder of nginx: test a whole configuration beside the running one, place it, have it taken."""
 
 from __future__ import annotations
-
-DOCUMENTATION = r"""
-module: nginx_config
-short_description: Test a whole configuration beside the running one, place it, reload and wait for the switch
-description:
-  - The new files are laid into a copy of the configuration folder and tested there as a whole with C(nginx -t).
-    A refused configuration therefore never lies where nginx would read it, not even for a moment.
-  - Files that an earlier run placed and that are no longer wanted are removed.
-  - After a reload the module waits until the workers with the former configuration are gone.
-options:
-  files: {description: "Wanted files: path (relative to the folder) and content.", type: list, elements: dict, required: true}
-  links: {description: "Wanted links: path and target, relative.", type: list, elements: dict, default: []}
-  root: {description: Folder of the configuration., type: path, default: /etc/nginx}
-  state_file: {description: Where the module remembers what it placed and what nginx has loaded., type: path, default: /var/lib/fleet/nginx.json}
-  nginx: {description: The program., type: str, default: nginx}
-  pid_file: {description: File with the process id of the master., type: path, default: /run/nginx.pid}
-  ports: {description: Ports that the sites listen on; one that another program holds is refused., type: list, elements: int, default: []}
-  wait_seconds: {description: Longest time to wait for former workers to finish their requests., type: int, default: 120}
-"""
 
 import hashlib
 import json
 import os
+import re
 import shutil
+import subprocess
 import tempfile
 import time
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.listeners import holders, ports_of
 
 START_SECONDS = 10
@@ -53,19 +35,61 @@ def children(pid: int) -> set[int]:
     return found
 
 
-class NotTaken(Exception):
+class NginxError(Exception):
+    """The configuration was not placed, or nginx does not serve with it; the text says why and what mends it."""
+
+
+class NotTaken(NginxError):
     """The running nginx keeps its former configuration; the text says why."""
 
 
-class Configuration:
-    """The configuration folder of one host."""
+#: In an upstream file: where a service of a device listens, and whether the device is out. Filled in on the host.
+PLACES = re.compile(r"@(?P<what>ADDRESS|DOWN) (?P<vassal>[^@\s]+)@")
+#: Where nobody listens; nginx wants an address also of a device that is out.
+NOWHERE = "unix:/run/fleet/nobody.sock"
 
-    def __init__(self, module: AnsibleModule) -> None:
-        options = module.params
-        self.module = module
+
+def fill(text: str, addresses: Mapping[str, str], out: Collection[str]) -> str:
+    """Put addresses and devices' states into the text of an upstream file.
+
+    Args:
+        text: holds ``@ADDRESS SERVICE/DEVICE@`` and ``@DOWN SERVICE/DEVICE@``.
+        addresses: ``/path.sock`` or ``host:port`` by ``SERVICE/DEVICE``; one that is missing is out.
+        out: devices that get no requests.
+    """
+
+    def value(match: re.Match[str]) -> str:
+        address = addresses.get(match["vassal"])
+        if match["what"] == "DOWN":
+            return " down" if address is None or match["vassal"].partition("/")[2] in out else ""
+        if address is None:
+            return NOWHERE
+        return f"unix:{address}" if address.startswith("/") else address
+
+    return PLACES.sub(value, text)
+
+
+def run_command(command: list[str]) -> tuple[int, str, str]:
+    """Exit code, output and errors of a command."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+class Configuration:
+    """The configuration folder of one host.
+
+    Args:
+        options: ``files``, ``links``, ``root``, ``state_file``, ``nginx``, ``pid_file``, ``ports``, ``wait_seconds``,
+            as in the module ``nginx_config``.
+    """
+
+    def __init__(self, options: Mapping) -> None:
         self.root = Path(options["root"])
         self.files: dict[str, str] = {one["path"]: one["content"] for one in options["files"]}
         self.links: dict[str, str] = {one["path"]: one["target"] for one in options["links"]}
+        self.ports: list[int] = list(options["ports"])
+        self.program: str = options["nginx"]
+        self.wait_seconds: int = options["wait_seconds"]
         self.state_file = Path(options["state_file"])
         self.pid_file = Path(options["pid_file"])
         self.state: dict = json.loads(self.state_file.read_text()) if self.state_file.is_file() else {}
@@ -159,7 +183,11 @@ class Configuration:
         self.write_state(state)
 
     def test(self) -> None:
-        """Have nginx test the wanted configuration in a copy; fail the module when it refuses it."""
+        """Have nginx test the wanted configuration in a copy; refuse what it refuses.
+
+        Raises:
+            NginxError: with the words of nginx.
+        """
         # What a run that was killed here left behind.
         for left in self.root.parent.glob(".nginx-test-*"):
             shutil.rmtree(left, ignore_errors=True)
@@ -168,13 +196,11 @@ class Configuration:
         try:
             shutil.copytree(self.root, copy, symlinks=True, dirs_exist_ok=True)
             self.lay_into(copy)
-            rc, out, err = self.module.run_command(
-                [self.module.params["nginx"], "-t", "-q", "-c", str(copy / "nginx.conf")]
-            )
+            rc, out, err = run_command([self.program, "-t", "-q", "-c", str(copy / "nginx.conf")])
             if rc != 0:
                 said = (out + err).strip().replace(str(copy), str(self.root))
-                self.module.fail_json(
-                    msg=f"nginx refuses the new configuration; nothing was changed and the former one serves on. nginx says:\n{said}"
+                raise NginxError(
+                    f"nginx refuses the new configuration; nothing was changed and the former one serves on. nginx says:\n{said}"
                 )
         finally:
             shutil.rmtree(copy, ignore_errors=True)
@@ -182,10 +208,10 @@ class Configuration:
     def check_ports(self) -> None:
         """Refuse ports that another program holds; nginx itself would say so only in its log."""
         ours = ports_of(self.master())
-        for port in self.module.params["ports"]:
+        for port in self.ports:
             if port not in ours and (holder := holders(port)):
-                self.module.fail_json(
-                    msg=f"Port {port} is taken by {holder}; nothing was changed. Stop that program "
+                raise NginxError(
+                    f"Port {port} is taken by {holder}; nothing was changed. Stop that program "
                     f"(look: ss -ntlp sport = :{port}), or give the service another port."
                 )
 
@@ -220,7 +246,7 @@ class Configuration:
         """Reload and wait until the former workers are gone; gives the seconds that took."""
         began = time.monotonic()
         former = children(master)
-        rc, out, err = self.module.run_command([self.module.params["nginx"], "-s", "reload"])
+        rc, out, err = run_command([self.program, "-s", "reload"])
         if rc != 0:
             raise NotTaken(f"nginx -s reload failed: {out}{err}")
         while not children(master) - former:
@@ -231,23 +257,30 @@ class Configuration:
             time.sleep(POLL_SECONDS)
         # They hold the former list of devices; what is on their way must still find its vassal.
         while former & children(master):
-            if time.monotonic() - began > self.module.params["wait_seconds"]:
-                self.module.fail_json(
-                    msg=f"nginx workers {sorted(former & children(master))} still serve requests of the former configuration "
-                    f"after {self.module.params['wait_seconds']} s. Look: ss -np | grep nginx; then deploy again."
+            if time.monotonic() - began > self.wait_seconds:
+                raise NginxError(
+                    f"nginx workers {sorted(former & children(master))} still serve requests of the former configuration "
+                    f"after {self.wait_seconds} s. Look: ss -np | grep nginx; then deploy again."
                 )
             time.sleep(POLL_SECONDS)
         return time.monotonic() - began
 
-    def apply(self) -> None:
-        """Bring files and the running nginx to the wanted state; ends the module."""
+    def stale(self) -> bool:
+        """Whether nginx runs with something else than what is wanted, also after a run cut off before its reload."""
+        return bool(self.master()) and self.state.get("loaded") != self.hash
+
+    def apply(self) -> dict:
+        """Bring files and the running nginx to the wanted state.
+
+        Returns:
+            ``changed``, ``diff`` (as Ansible wants it), ``reload_seconds`` and ``running``.
+
+        Raises:
+            NginxError: nothing was changed, or the former files were put back.
+        """
         differences = self.differences()
         master = self.master()
-        # Also after a run that was cut off between placing and reloading.
-        stale = bool(master) and self.state.get("loaded") != self.hash
-        changed = bool(differences) or stale
-        if self.module.check_mode:
-            self.module.exit_json(changed=changed, diff=differences)
+        changed = bool(differences) or self.stale()
         self.check_ports()
         former, state = self.snapshot(), dict(self.state)
         if differences:
@@ -262,32 +295,7 @@ class Configuration:
                 seconds = self.reload(master)
         except NotTaken as error:
             self.restore(former, state)
-            self.module.fail_json(msg=f"{error}\nThe former files were put back; nginx serves on with them.")
+            raise NginxError(f"{error}\nThe former files were put back; nginx serves on with them.") from error
         if changed or self.state.get("loaded") != self.hash:
             self.remember(loaded=self.hash)
-        self.module.exit_json(changed=changed, diff=differences, reload_seconds=round(seconds, 1), running=bool(master))
-
-
-def main() -> None:
-    """Run the module."""
-    module = AnsibleModule(
-        argument_spec={
-            "files": {"type": "list", "elements": "dict", "required": True},
-            "links": {"type": "list", "elements": "dict", "default": []},
-            "root": {"type": "path", "default": "/etc/nginx"},
-            "state_file": {"type": "path", "default": "/var/lib/fleet/nginx.json"},
-            "nginx": {"type": "str", "default": "nginx"},
-            "pid_file": {"type": "path", "default": "/run/nginx.pid"},
-            "ports": {"type": "list", "elements": "int", "default": []},
-            "wait_seconds": {"type": "int", "default": 120},
-        },
-        supports_check_mode=True,
-    )
-    try:
-        Configuration(module).apply()
-    except OSError as error:
-        module.fail_json(msg=f"The configuration of nginx cannot be written: {error}. Is the disk full? (df -h /etc)")
-
-
-if __name__ == "__main__":
-    main()
+        return {"changed": changed, "diff": differences, "reload_seconds": round(seconds, 1), "running": bool(master)}
