@@ -43,30 +43,42 @@ class NotTaken(NginxError):
     """The running nginx keeps its former configuration; the text says why."""
 
 
-#: In an upstream file: where a service of a device listens, and whether the device is out. Filled in on the host.
-PLACES = re.compile(r"@(?P<what>ADDRESS|DOWN) (?P<vassal>[^@\s]+)@")
+#: Places in the files of a site that are filled in on the host, by SERVICE/DEVICE.
+PLACES = re.compile(r"@(?P<what>ADDRESS|DOWN|FORMER) (?P<vassal>[^@\s]+)@")
+#: Behind the cases in which nginx asks another device.
+RETRY = "@RETRY@"
 #: Where nobody listens; nginx wants an address also of a device that is out.
 NOWHERE = "unix:/run/fleet/nobody.sock"
 
 
-def fill(text: str, addresses: Mapping[str, str], out: Collection[str]) -> str:
-    """Put addresses and devices' states into the text of an upstream file.
+def written(address: str) -> str:
+    """An address as nginx writes it."""
+    return f"unix:{address}" if address.startswith("/") else address
+
+
+def fill(text: str, addresses: Mapping[str, str], out: Collection[str], former: Mapping[str, str]) -> str:
+    """Put addresses and devices' states into the text of a site's file.
 
     Args:
-        text: holds ``@ADDRESS SERVICE/DEVICE@`` and ``@DOWN SERVICE/DEVICE@``.
+        text: holds ``@ADDRESS SERVICE/DEVICE@``, and at the end of the line ``@DOWN SERVICE/DEVICE@`` and
+            ``@FORMER SERVICE/DEVICE@``; where requests may be sent twice, ``@RETRY@``.
         addresses: ``/path.sock`` or ``host:port`` by ``SERVICE/DEVICE``; one that is missing is out.
         out: devices that get no requests.
+        former: where former vassals listen that help out while the new ones have to prove themselves.
     """
 
     def value(match: re.Match[str]) -> str:
-        address = addresses.get(match["vassal"])
-        if match["what"] == "DOWN":
-            return " down" if address is None or match["vassal"].partition("/")[2] in out else ""
-        if address is None:
-            return NOWHERE
-        return f"unix:{address}" if address.startswith("/") else address
+        what, vassal = match["what"], match["vassal"]
+        address, is_out = addresses.get(vassal), vassal.partition("/")[2] in out
+        if what == "ADDRESS":
+            return NOWHERE if address is None else written(address)
+        if what == "DOWN":
+            return " down" if address is None or is_out else ""
+        if vassal not in former or is_out:
+            return ""
+        return f"\n    # The former release, for what the new one fails at.\n    server {written(former[vassal])} backup max_fails=0;"
 
-    return PLACES.sub(value, text)
+    return PLACES.sub(value, text).replace(RETRY, " non_idempotent" if former else "")
 
 
 def run_command(command: list[str]) -> tuple[int, str, str]:

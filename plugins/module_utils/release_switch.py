@@ -86,8 +86,20 @@ class Switch:
                 former = [path for path in self.present(service, device) if self.vassals.asked(path)]
                 if former and (match := ADDRESS.search(former[0].read_text())):
                     addresses[key] = match[1]
-        files = [{**one, "content": fill(one["content"], addresses, self.drained)} for one in self.nginx["files"]]
+        former = {} if self.options["settle"] else self.former(former_on)
+        files = [
+            {**one, "content": fill(one["content"], addresses, self.drained, former)} for one in self.nginx["files"]
+        ]
         return self.upstreams.folder(files, self.nginx["links"], self.nginx["ports"])
+
+    def former(self, former_on: Collection[str]) -> dict[str, str]:
+        """Where former vassals listen beside the wanted ones, by ``SERVICE/DEVICE``."""
+        found = {}
+        for vassal in self.vassals.vassals:
+            others = [path for path in self.present(vassal.wanted["service"], vassal.device) if path != vassal.path]
+            if others and vassal.device not in former_on and (match := ADDRESS.search(others[0].read_text())):
+                found[f"{vassal.wanted['service']}/{vassal.device}"] = match[1]
+        return found
 
     def gone(self) -> list[str]:
         """Devices that have a folder and are not wanted any more."""
@@ -221,13 +233,12 @@ class Switch:
                 if not self.manager.is_right(unit["name"]):
                     self.manager.start(unit["name"])
                     self.did.append(f"started {unit['name']}")
-            self.restart_emperors()
             if self.options["nginx_test"]:
                 # Before anything is started: a configuration that nginx refuses is known at once.
                 target = self.target()
                 if target.differences():
                     target.test()
-            self.switch()
+            self.move()
             self.serve()
             self.remove_gone()
         except (VassalError, NginxError, UnitError, NotReady) as error:
@@ -312,6 +323,20 @@ class Switch:
                 raise NotReady(f"Vassal {device}/{path.stem} does not come back after {LOAD_SECONDS} s: {seen}")
             time.sleep(POLL_SECONDS)
 
+    def move(self) -> None:
+        """Restart emperors and switch vassals, in the order that loses less."""
+        if self.options["state"] == "restored":
+            # What serves now may be failing: the former vassals first, which may even run still.
+            try:
+                self.switch()
+            except VassalError:
+                # They may need the former settings of their emperors.
+                self.restart_emperors()
+                self.switch()
+        # New vassals may need the new settings of their emperors.
+        self.restart_emperors()
+        self.switch()
+
     def vassals_ready(self, vassals: Vassals) -> None:
         """Wait until vassals serve."""
         for one in vassals.vassals:
@@ -387,7 +412,9 @@ class Switch:
             self.did.append("loaded another configuration of nginx")
 
     def retire(self, devices: Collection[str]) -> None:
-        """Stop the vassals of some devices that nothing asks any more."""
+        """Stop the vassals of some devices that nothing asks any more; not before the new ones have settled."""
+        if not self.options["settle"]:
+            return
         doomed = [path for path in self.vassals.unwanted() if path.parent.parent.name in devices]
         self.vassals.remove(doomed)
         self.did += [f"stopped vassal {name}" for name in self.vassals.names(doomed)]
@@ -436,7 +463,8 @@ class Switch:
         """Note what is in force now, so that it can be gone back to."""
         content = {name: self.options[name] for name in RECORDED}
         at = now()
-        name = self.deployments.add(content, at)
+        restored = self.options["record"] if self.options["state"] == "restored" else ""
+        name = restored or self.deployments.add(content, at)
         if name != self.deployments.current().get("record"):
             self.deployments.enforce(name, at, self.run, forget=forget)
             self.did.append(f"noted the deployment {name}")

@@ -26,6 +26,8 @@ POLL_SECONDS = 0.3
 ADDRESS = re.compile(r"^(?:http-)?socket = (\S+)$", re.MULTILINE)
 #: uWSGI writes some thirty lines for each start, so that those of several services have room.
 LOG_LINES = 100
+#: Lines that say why a vassal did not start.
+REASONS = re.compile(r'"event": "not_started"|failed to open python file|no python application found|^\[strict-mode\]')
 
 
 class NotReady(Exception):
@@ -188,7 +190,7 @@ class Vassals:
             text = subprocess.run(journal, capture_output=True, text=True, check=False).stdout
         lines = text.splitlines()
         # The reason may stand far above: a vassal that crashes is started again and again.
-        reasons = [line for line in lines[:-LOG_LINES] if '"event": "not_started"' in line][-1:]
+        reasons = [line for line in lines[:-LOG_LINES] if REASONS.search(line)][-2:]
         return "\n".join([*reasons, *lines[-LOG_LINES:]])
 
     def look(self, device: str) -> str:

@@ -14,6 +14,11 @@ description:
 options:
   state: {description: What to go to., type: str, choices: [present, restored], default: present}
   record: {description: With C(restored), the deployment., type: str, default: ""}
+  settle:
+    description: Whether this is the end of it. Else the old vassals run on, asked by nobody, and no record is written, so that
+      going back takes no more than a reload of nginx.
+    type: bool
+    default: true
   forget: {description: "With C(restored): the deployment in force failed; C(rollback) shall not go back to it.", type: bool, default: false}
   wanted:
     description: >-
@@ -71,6 +76,7 @@ def main() -> None:
         argument_spec={
             "state": {"type": "str", "choices": ["present", "restored"], "default": "present"},
             "record": TEXT,
+            "settle": {"type": "bool", "default": True},
             "forget": {"type": "bool", "default": False},
             "wanted": {"type": "dict", "default": {}},
             "nginx_test": {"type": "bool", "default": True},
@@ -101,7 +107,7 @@ def main() -> None:
         if module.check_mode:
             module.exit_json(**switch.plan(), **result)
         switch.apply()
-        if options["release"]:
+        if options["settle"] and options["release"]:
             switch.record(forget=options["forget"])
     except SwitchError as error:
         note(options["run"], "failed", why=str(error).splitlines()[0][:500])

@@ -1,6 +1,7 @@
-"""The module that places nginx's configuration, with a real nginx over a folder of the test."""
+"""What places nginx's configuration, with a real nginx over a folder of the test."""
 
 import hashlib
+import multiprocessing
 import os
 import signal
 import socket
@@ -12,11 +13,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import ansible_modules
 import environments
 import fleet_socket
+import nginx_configuration
 import processes
 import pytest
+from nginx_configuration import Configuration, NginxError, children
 from processes import wait_for
 from stack import USER, Fleet, Json
 
@@ -87,7 +89,14 @@ class Host:
         }
 
     def run(self, answer: str = "one", check: bool = False, **more: Any) -> Json:
-        return ansible_modules.run("nginx_config", self.arguments(answer, **more), check=check)
+        configuration = Configuration({"ports": [], **self.arguments(answer, **more)})
+        if check:
+            differences = configuration.differences()
+            return {"failed": False, "changed": bool(differences) or configuration.stale(), "diff": differences}
+        try:
+            return {"failed": False, **configuration.apply()}
+        except NginxError as error:
+            return {"failed": True, "msg": str(error)}
 
     def tree(self) -> dict[str, str]:
         """Every file and link of the whole host with its mode and content."""
@@ -175,7 +184,7 @@ def test_without_an_original_nothing_of_ours_is_kept_for_one(host: Host) -> None
 def test_the_running_nginx_takes_a_change_and_only_a_change(host: Host) -> None:
     host.run("one")
     with host.nginx() as server:
-        workers = ansible_modules.load("modules", "nginx_config").children
+        workers = children
         # What was placed before nginx ran is what it was started with; only the module does not know it yet.
         host.run("one")
         before = workers(server.process.pid)
@@ -203,7 +212,7 @@ def test_a_refused_configuration_touches_nothing(host: Host, site: str, said: st
     with host.nginx() as server:
         host.run("one")
         before, state = host.tree(), host.state.read_text()
-        workers = ansible_modules.load("modules", "nginx_config").children(server.process.pid)
+        workers = children(server.process.pid)
         refused = host.run("two", site=site)
         assert refused["failed"]
         assert "nginx refuses the new configuration; nothing was changed" in refused["msg"]
@@ -213,7 +222,7 @@ def test_a_refused_configuration_touches_nothing(host: Host, site: str, said: st
         assert host.tree() == before
         assert host.state.read_text() == state
         assert host.answer() == "one"
-        assert ansible_modules.load("modules", "nginx_config").children(server.process.pid) == workers
+        assert children(server.process.pid) == workers
         assert host.run("two")["changed"], "the next one that is right is taken"
         assert host.answer() == "two"
 
@@ -249,10 +258,11 @@ def test_a_run_cut_off_between_placing_and_reloading_is_made_up_for(host: Host) 
     with host.nginx():
         host.run("one")
         (host.folder / "hold").touch()
-        process = ansible_modules.begin("nginx_config", host.arguments("two"))
+        process = multiprocessing.get_context("fork").Process(target=host.run, args=("two",))
+        process.start()
         wait_for(lambda: "two" in (host.root / "sites-available" / "a.conf").read_text(), "the files to be placed")
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        process.kill()
+        process.join()
         (host.folder / "hold").unlink()
         assert host.answer() == "one", "placed, not loaded"
         planned = host.run("two", check=True)
@@ -327,11 +337,14 @@ def test_it_waits_for_the_requests_of_former_workers(host: Host) -> None:
         assert "still serve requests of the former configuration after 1 s" in late["msg"]
         assert host.answer() == "two", "new requests meet the new configuration"
 
-        process = ansible_modules.begin("nginx_config", host.arguments("two"))
+        results: list[Json] = []
+        late_run = threading.Thread(target=lambda: results.append(host.run("two")))
+        late_run.start()
         time.sleep(1)
-        assert process.poll() is None, "it waits"
+        assert not results, "it waits"
         release.set()
-        result = ansible_modules.finish(process)
+        late_run.join()
+        (result,) = results
         client.join()
         assert (result["failed"], result["changed"]) == (False, True)
         assert answers == ["slow"]
@@ -344,15 +357,12 @@ def connections(port: int) -> bool:
 
 
 def test_a_full_disk_is_told(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = ansible_modules.load("modules", "nginx_config")
-
     class Full(type(Path())):  # type: ignore[misc]
         def write_text(self, *arguments: Any, **options: Any) -> int:
             raise OSError(28, "No space left on device", str(self))
 
-    monkeypatch.setattr(module, "Path", Full)
+    monkeypatch.setattr(nginx_configuration, "Path", Full)
     before = host.tree()
-    result = ansible_modules.call(module, host.arguments())
-    assert result["failed"]
-    assert "cannot be written: [Errno 28] No space left on device" in result["msg"]
+    with pytest.raises(OSError, match="No space left on device"):
+        host.run()
     assert host.tree() == before
