@@ -248,8 +248,50 @@ def services_checks(services: Iterable[Mapping[str, Any]]) -> list[dict[str, Any
     ]
 
 
+#: What hosts have to agree on, because an edge has one site for all of them.
+EDGE_AGREED = ("port", "route")
+#: Of these an edge takes the largest, so that it is never the edge that cuts a request.
+EDGE_LARGEST = ("timeout_seconds", "max_body_mib")
+
+
+@functools.cache
+def services_default() -> list[dict[str, Any]]:
+    """The services of a host whose inventory names none."""
+    spec = yaml.safe_load((ROLES / "services" / "meta" / "argument_specs.yml").read_text())
+    default: list[dict[str, Any]] = spec["argument_specs"]["main"]["options"]["services"]["default"]
+    return default
+
+
+def edge_services(hostvars: Mapping[str, Mapping[str, Any]], hosts: Iterable[str]) -> list[dict[str, Any]]:
+    """Services that any of the hosts has, each once, as an edge in front of them needs them.
+
+    Raises:
+        AnsibleFilterError: hosts differ in a service's port or route, or services clash.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    first: dict[str, str] = {}
+    for host in hosts:
+        variables = hostvars[host]
+        given = variables["services"] if "services" in variables else services_default()
+        for service in services_resolve(given):
+            name = service["name"]
+            known = found.setdefault(name, service)
+            first.setdefault(name, host)
+            for key in EDGE_AGREED:
+                if service[key] != known[key]:
+                    raise AnsibleFilterError(
+                        f"services: {name} has {key} {known[key]} on {first[name]} and {service[key]} on {host}. "
+                        "An edge sends its requests to both, so give it the same on all hosts, or another name."
+                    )
+            for key in EDGE_LARGEST:
+                known[key] = max(int(known[key]), int(service[key]))
+    merged = list(found.values())
+    check_clashes([{**service, "transport": "unix"} for service in merged])
+    return merged
+
+
 class FilterModule:
-    """Filters of the roles services, site, release and verify."""
+    """Filters of the roles services, site, release, verify and edge."""
 
     def filters(self) -> dict[str, Any]:
         """Names that templates use."""
@@ -261,4 +303,5 @@ class FilterModule:
             "services_environment": services_environment,
             "services_sample": services_sample,
             "uwsgi_value": uwsgi_value,
+            "edge_services": edge_services,
         }

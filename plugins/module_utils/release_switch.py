@@ -195,7 +195,7 @@ class Switch:
             one["name"] for one in [*self.units, self.options["nginx_unit"]] if not self.manager.is_right(one["name"])
         ]
         steps += [f"start {name}" for name in wrong]
-        devices = {one["name"]: one["device"] for one in self.units}
+        devices = {one["name"]: one.get("device") for one in self.units}
         for name, files in self.stale_units().items():
             reason = f"restart {name}, since {', '.join(files)} changed"
             steps.append(reason)
@@ -266,7 +266,7 @@ class Switch:
         """Restart emperors that run with older files, each with its device out of the upstream."""
         units = {one["name"]: one for one in self.units}
         for name, files in self.stale_units().items():
-            device = units[name]["device"]
+            device = units[name].get("device", "")
             asked = [path for path in self.upstreams.vassals_on(device) if self.vassals.asked(path)]
             leads = self.upstreams.serves(device)
             if leads:
