@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ansible.errors import AnsibleConnectionFailure
+from ansible.module_utils.parsing.convert_bool import boolean
 from ansible.plugins.action import ActionBase
 
 
@@ -25,10 +26,13 @@ def mends(host: str, address: str, login: str, error: str) -> list[str]:
 
 
 class ActionModule(ActionBase):
-    """``fleet_reach: {say}``: like ``setup`` with the least facts; ``say`` stands in the message of a failure."""
+    """``fleet_reach: {say, required}``: like ``setup`` with the least facts; ``say`` stands in the message of a failure.
+
+    With ``required: false`` a host that does not answer is no failure; the result then has ``reached: false``.
+    """
 
     TRANSFERS_FILES = False
-    _VALID_ARGS = frozenset({"say"})
+    _VALID_ARGS = frozenset({"say", "required"})
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Ask the host."""
@@ -43,7 +47,11 @@ class ActionModule(ActionBase):
             login = (f"-p {port} " if port else "") + (f"{user}@" if user else "") + address
             lines = [f"{host} cannot be reached. {self._task.args.get('say', '')}".strip(), str(error).strip()]
             lines += [f"  {line}" for line in mends(host, address, login, str(error))]
-            result.update(unreachable=True, msg="\n".join(lines))
+            required = boolean(self._task.args.get("required", True))
+            result.update(
+                changed=False, reached=False, msg="\n".join(lines), **({"unreachable": True} if required else {})
+            )
             return result
+        result.update(reached=True)
         result.update(asked)
         return result

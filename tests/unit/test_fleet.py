@@ -206,3 +206,12 @@ def test_words_that_are_no_hosts(project: Project, fleet_of_three: Path, argumen
 def test_what_ansible_says_better_is_left_to_it(project: Project, tmp_path: Path) -> None:
     """An inventory that is not there, and an option that does not exist."""
     assert called(project, "deploy", "x", "-i", tmp_path / "none.yml", "--no-such")[:2] == ["--limit", "x"]
+
+
+@pytest.mark.parametrize("options", [["-i", "x", "gpu-host-1"], ["-e", "why=x", "gpu-host-1", "--check"]], ids=" ".join)
+def test_hosts_in_the_wrong_place_are_refused(project: Project, options: list[str]) -> None:
+    """Ansible's own answer to that has eighty lines."""
+    done = project.run("deploy", *options)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"hosts stand right behind the verb, and not behind '{options[1]}'" in done.stderr
+    assert "./fleet deploy gpu-host-1 ..." in done.stderr
