@@ -196,13 +196,13 @@ class Switch:
         ]
         steps += [f"start {name}" for name in wrong]
         devices = {one["name"]: one.get("device") for one in self.units}
-        for name, files in self.stale_units().items():
-            reason = f"restart {name}, since {', '.join(files)} changed"
+        for name, changed in self.stale_units().items():
+            reason = f"restart {name}, since {', '.join(changed)} changed"
             steps.append(reason)
             if serving == {devices[name]}:
                 stops.append(f"{reason}; no other device of this host serves")
-        if files := self.stale_nginx():
-            steps.append(f"restart nginx, since {', '.join(files)} changed")
+        if unread := self.stale_nginx():
+            steps.append(f"restart nginx, since {', '.join(unread)} changed")
             if serving:
                 stops.append(steps[-1])
         steps += [f"start vassal {vassal.full_name}" for vassal in self.vassals.missing()]
