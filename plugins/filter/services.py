@@ -234,6 +234,20 @@ def services_sample(service: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def services_checks(services: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What the checks of a host have to know of each service."""
+    return [
+        {
+            **{name: service[name] for name in ("name", "port", "route", "max_body_mib", "timeout_seconds")},
+            "sample": services_sample(service),
+            # The project's own app answers errors in its own form; the built-in OCR takes nothing but images.
+            "app": service["module"] == "inference.wsgi" and not service["wsgi_file"],
+            "images": service["model"] == "inference.models.ocr:OcrModel",
+        }
+        for service in services
+    ]
+
+
 #: What hosts have to agree on, because an edge has one site for all of them.
 EDGE_AGREED = ("port", "route")
 #: Of these an edge takes the largest, so that it is never the edge that cuts a request.
@@ -283,6 +297,7 @@ class FilterModule:
         """Names that templates use."""
         return {
             "services_resolve": services_resolve,
+            "services_checks": services_checks,
             "services_extras": services_extras,
             "services_plan": services_plan,
             "services_environment": services_environment,
