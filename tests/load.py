@@ -30,6 +30,8 @@ OVERLAP_SECONDS = 2.0
 PAUSE_SECONDS = 2.0
 #: One try to connect, when tries are repeated; an address that moves does not answer at all.
 CONNECT_SECONDS = 0.5
+#: A request that takes longer has waited for something.
+SLOW_SECONDS = 1.0
 #: Failures that the report shows in full.
 SAMPLES = 20
 
@@ -209,7 +211,8 @@ def run(options: argparse.Namespace) -> tuple[list[Record], float, float]:
         thread.start()
     while not schedule.is_over():
         time.sleep(0.05)
-        if options.stop_file and options.stop_file.exists():
+        # Without its folder nobody can stop it, nor read what it found.
+        if options.stop_file and (options.stop_file.exists() or not options.stop_file.parent.exists()):
             schedule.stop()
         if options.started_file and len(records) >= options.clients:
             options.started_file.touch()
@@ -287,6 +290,7 @@ def report(records: Sequence[Record], began: float, ended: float, url: str = "")
             **releases_of(own),
         }
     taken = [record.end - record.start for record in good]
+    slow = [record.start for record in records if record.end - record.start > SLOW_SECONDS]
     return {
         "url": url,
         "began": round(began, 3),
@@ -306,6 +310,7 @@ def report(records: Sequence[Record], began: float, ended: float, url: str = "")
             "p99": round(percentile(taken, 0.99) * 1000, 1),
             "max": round(max(taken, default=0.0) * 1000, 1),
         },
+        "slow": {"count": len(slow), "last_start": round(max(slow, default=0.0), 3)},
         "longest_gap_seconds": round(gap, 3),
         "longest_gap_at": round(gap_at, 3),
         "members": members,
