@@ -271,8 +271,8 @@ def pauses_of(answers: Iterable[Record], least: float = PAUSE_SECONDS) -> list[l
     return [[round(before, 3), round(after, 3)] for before, after in itertools.pairwise(ends) if after - before > least]
 
 
-def report(records: Sequence[Record], began: float, ended: float, url: str = "") -> dict[str, Any]:
-    """Sum up a load."""
+def report(records: Sequence[Record], began: float, ended: float, url: str = "", sleep: float = 0.0) -> dict[str, Any]:
+    """Sum up a load whose requests take ``sleep`` seconds at least."""
     good = [record for record in records if not record.error]
     bad = sorted((record for record in records if record.error), key=lambda record: record.start)
     # Without any answer from the beginning, or until the end, is a gap as well.
@@ -285,12 +285,12 @@ def report(records: Sequence[Record], began: float, ended: float, url: str = "")
             "count": len(own),
             "first": round(min(record.start for record in own), 3),
             "last": round(max(record.end for record in own), 3),
-            "pauses": pauses_of(own),
+            "pauses": pauses_of(own, PAUSE_SECONDS + sleep),
             "last_release": max(own, key=lambda record: record.start).release,
             **releases_of(own),
         }
     taken = [record.end - record.start for record in good]
-    slow = [record.start for record in records if record.end - record.start > SLOW_SECONDS]
+    slow = [record.start for record in records if record.end - record.start > SLOW_SECONDS + sleep]
     return {
         "url": url,
         "began": round(began, 3),
@@ -353,7 +353,7 @@ def main() -> int:
     if options.records:
         lines = (json.dumps(asdict(one)) for one in sorted(records, key=lambda one: one.start))
         write(options.records, "\n".join(lines) + "\n")
-    found = report(records, began, ended, options.url)
+    found = report(records, began, ended, options.url, options.sleep)
     write(options.report, json.dumps(found, indent=2) + "\n")
     print(
         f"{found['count']} requests in {found['seconds']} s, {found['failed']} failed; "
