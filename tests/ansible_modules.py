@@ -28,6 +28,12 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
+# The same for tests: each file is one module, by whichever of its two names it is imported.
+ansible.module_utils.__path__.append(str(MODULE_UTILS))
+for name in sorted(path.stem for path in MODULE_UTILS.glob("*.py")):
+    sys.modules[name] = importlib.import_module(f"ansible.module_utils.{name}")
+
+
 def begin(name: str, arguments: Mapping[str, Any], **environment: str) -> subprocess.Popen[str]:
     """Start a module in a process group of its own and do not wait for it."""
     process = subprocess.Popen(
@@ -60,11 +66,6 @@ def finish(process: subprocess.Popen[str]) -> dict[str, Any]:
 
 def load(kind: str, name: str) -> ModuleType:
     """Import a plugin by its file, for tests of its single functions: ``load("filter", "services")``."""
-    for path in MODULE_UTILS.glob("*.py"):
-        known = f"ansible.module_utils.{path.stem}"
-        if known not in sys.modules:
-            sys.modules[known] = importlib.import_module(path.stem)
-            setattr(ansible.module_utils, path.stem, sys.modules[known])
     path = Path(tree.ROOT, "plugins", kind, f"{name}.py")
     spec = importlib.util.spec_from_file_location(f"fleet_{kind}_{name}", path)
     assert spec and spec.loader

@@ -16,12 +16,13 @@ from typing import Any
 import ansible_modules
 import environments
 import fleet_socket
+import nginx_configuration
 import processes
 import tree
-import yaml
 from ansible.parsing.dataloader import DataLoader
 from ansible.template import Templar, trust_as_template
 from processes import Server, running, wait_for
+from vassal_files import Vassals
 
 Render = Callable[..., str]
 Variables = Callable[[str], dict[str, Any]]
@@ -59,15 +60,6 @@ def trusted(value: Any) -> Any:
     if isinstance(value, list):
         return [trusted(item) for item in value]
     return trust_as_template(value) if isinstance(value, str) else value
-
-
-def expression(role: str, file: str, *keys: str | int) -> str:
-    """An expression as it stands in a role: the text in a YAML file of it behind some keys."""
-    found = yaml.safe_load((tree.ROOT / "roles" / role / file).read_text())
-    for key in keys:
-        found = found[key]
-    assert isinstance(found, str)
-    return found
 
 
 class Roles:
@@ -156,6 +148,11 @@ class Fleet:
             "upstreams_dir": str(self.folder / "nginx" / "upstreams"),
         }
 
+    def start(self, vassals: list[Json]) -> None:
+        """Bring vassals up as a switch does, and wait until they serve."""
+        host = Vassals({"vassals": vassals, "stop_seconds": 20, "group": GROUP, **self.folders()})
+        host.start(host.vassals)
+
     def upstreams(self, vassals: list[Json]) -> list[Json]:
         """What the module gives to the role site."""
         return [{"service": one["service"], "device": one["device"], "address": self.address(one)} for one in vassals]
@@ -225,11 +222,10 @@ class Fleet:
     # ---- nginx
 
     def sites(self, services: list[Json], upstreams: list[Json], **variables: Any) -> list[Json]:
-        """The rendered sites, by the very expression of the role's task."""
-        text = expression("site", "tasks/main.yml", 0, "ansible.builtin.set_fact", "__site_rendered")
-        found: list[Json] = self.roles.evaluate(
-            "site", text, services=services, __services_started={"upstreams": upstreams}, **variables
-        )
+        """The rendered sites, by the very expression of the role, with places for addresses."""
+        devices = [{"name": name} for name in dict.fromkeys(one["device"] for one in upstreams)]
+        given = {"inventory_hostname": "host1", "fleet_devices": devices, **variables}
+        found: list[Json] = self.roles.evaluate("site", "{{ __site_rendered }}", services=services, **given)
         return json.loads(json.dumps(found))
 
     def configuration(
@@ -244,7 +240,7 @@ class Fleet:
         )
         extra = temporary + variables.get("nginx_extra_config", "")
         main = self.roles.render(
-            "nginx", "etc/nginx/nginx.conf.j2", **{**variables, "nginx_extra_config": extra, "__nginx_sites": sites}
+            "nginx", "etc/nginx/nginx.conf.j2", **{**variables, "nginx_extra_config": extra, "fleet_sites": sites}
         )
         main = self.local(
             main,
@@ -254,6 +250,8 @@ class Fleet:
         )
         layout = ansible_modules.load("filter", "site")
         files: list[Json] = layout.nginx_files(main, sites)
+        addresses = {f"{one['service']}/{one['device']}": one["address"] for one in upstreams}
+        files = [{**one, "content": nginx_configuration.fill(one["content"], addresses, (), {})} for one in files]
         links: list[Json] = layout.nginx_links(sites)
         return files, links
 
@@ -298,7 +296,7 @@ class Fleet:
 
     def reload(self, services: list[Json], upstreams: list[Json], **variables: Any) -> None:
         """Have the running nginx use another configuration."""
-        children = ansible_modules.load("modules", "nginx_config").children
+        children = nginx_configuration.children
         master = int((self.folder / "nginx.pid").read_text())
         former = children(master)
         self.lay(services, upstreams, **variables)

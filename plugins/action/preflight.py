@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 from ansible.plugins.action import ActionBase
+from ansible.utils.vars import load_extra_vars
 
 ROLES = Path(__file__).resolve().parents[2] / "roles"
 SERVICE_NAME = re.compile(r"^(?=.{1,31}$)[a-z][a-z0-9]*(-[a-z0-9]+)*$")
@@ -26,6 +27,10 @@ OWNED = {
     "buffer-size": "buffer_size", "callable": "callable", "chdir": "", "http-socket": "protocol", "lazy-apps": "lazy_apps",
     "listen": "listen", "master": "master", "module": "module", "processes": "workers", "pythonpath": "", "socket": "transport",
     "stats": "stats", "threads": "threads", "workers": "workers", "wsgi-file": "wsgi_file", "env": "environment",
+}  # fmt: skip
+#: What verbs take with ``-e`` and no role owns.
+COMMAND_LINE = {
+    "all", "allow_outage", "edge_skip", "release", "rollout_keep_mixed", "teardown_confirm", "why",
 }  # fmt: skip
 #: How alike a name must be to one of ours to be taken for a slip.
 LIKENESS = 0.86
@@ -55,7 +60,7 @@ def uwsgi_options() -> frozenset[str]:
 
 def misspelt(names: list[str]) -> list[str]:
     """Complaints about variables that look like ours and are none."""
-    known = known_variables()
+    known = {**known_variables(), **dict.fromkeys(COMMAND_LINE, "")}
     roles = {path.parent.name for path in ROLES.glob("*/meta")}
     complaints = []
     for name in sorted(names):
@@ -174,18 +179,33 @@ def device_complaints(devices: list[Mapping[str, Any]]) -> list[str]:
 
 
 class ActionModule(ActionBase):
-    """``preflight: {services, ...}``: fails with every complaint at once."""
+    """``preflight: {services, ...}``: fails with every complaint at once; ``only`` asks about a part."""
 
     TRANSFERS_FILES = False
     _requires_connection = False
     _VALID_ARGS = frozenset(
-        {"services", "devices", "stop_seconds", "nginx_seconds", "cors_origins", "cors_credentials", "environment"}
+        {
+            "services",
+            "devices",
+            "stop_seconds",
+            "nginx_seconds",
+            "cors_origins",
+            "cors_credentials",
+            "environment",
+            "only",
+        }
     )
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Check and report."""
         result: dict[str, Any] = super().run(tmp, task_vars)
         given = self._task.args
+        if given.get("only") == "command line":
+            if complaints := misspelt(list(load_extra_vars(self._loader))):
+                result.update(
+                    failed=True, msg="Nothing was changed. Mend on the command line:\n- " + "\n- ".join(complaints)
+                )
+            return result
         complaints = misspelt([str(name) for name in task_vars or {}])
         complaints += service_complaints(given["services"], int(given["stop_seconds"]), int(given["nginx_seconds"]))
         complaints += cors_complaints(given["cors_origins"], bool(given["cors_credentials"]))

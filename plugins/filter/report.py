@@ -54,19 +54,84 @@ def table(header: list[str], rows: list[list[str]]) -> list[str]:
     ]
 
 
-def status_report(hostvars: Mapping[str, Any], hosts: Iterable[str]) -> dict[str, Any]:
-    """A table of hosts, devices and vassals; exit code 2 when a host could not be asked."""
-    header = ["HOST", "DEVICE", "MEMORY", "SERVICE", "RELEASE", "WORKERS", "BUSY", "STATE", "SINCE"]
+def unanswered(facts: Mapping[str, Any], register: str) -> str:
+    """Why a host gave no answer, in one line: that it could not be reached, or what it failed with."""
+    reached = facts.get("__reached") or {}
+    said = reached.get("msg") if not reached.get("reached") else (facts.get(register) or {}).get("msg")
+    return " ".join(str(said or "the reason stands above").split())
+
+
+def when(text: str | None) -> str:
+    """A time as tables show it: UTC, to the minute."""
+    return str(text)[:16].replace("T", " ") if text else "-"
+
+
+def member_state(member: Mapping[str, Any]) -> tuple[str, str, str]:
+    """State of a host at an edge, since when, and why."""
+    drained, probe = member.get("drained"), member.get("probe") or {}
+    if drained:
+        return "drained", when(drained.get("since")), f"{drained.get('by')}: {drained.get('why') or 'no reason given'}"
+    if member.get("in_service"):
+        return "in service", when(probe.get("since")), "-"
+    return "ejected", when(probe.get("since")), str(probe.get("reason") or "-")
+
+
+def edge_rows(edges: Iterable[Mapping[str, Any]], hosts: Iterable[str]) -> list[list[str]]:
+    """A row for each member of each edge, and for each host of the inventory that is none."""
+    rows = []
+    for edge in edges:
+        if edge["members"] is None:
+            rows.append([edge["name"], "-", "-", "-", "UNKNOWN", "-", edge["msg"]])
+            continue
+        for name, member in sorted(edge["members"].items()):
+            state, since, why = member_state(member)
+            rows.append([edge["name"], name, str(member["address"]), str(member["weight"]), state, since, why])
+        for name in hosts:
+            if name not in edge["members"]:
+                rows.append(
+                    [edge["name"], name, "-", "-", "not joined", "-", "./fleet deploy lets it join when it is well"]
+                )
+    return rows
+
+
+def drain_state(device: Mapping[str, Any], host: str, edges: Iterable[Mapping[str, Any]]) -> str:
+    """What is drained: the device on its host, or the host at all edges or some."""
+    known = [edge for edge in edges if edge["members"] is not None]
+    at = [edge["name"] for edge in known if (edge["members"].get(host) or {}).get("drained")]
+    found = ["device"] if device.get("drained") else []
+    if at:
+        found.append("host" if len(at) == len(known) else f"host at {', '.join(at)} only")
+    return " and ".join(found) or "-"
+
+
+def status_report(
+    hostvars: Mapping[str, Any], hosts: Iterable[str], asked: Iterable[Mapping[str, Any]] = ()
+) -> dict[str, Any]:
+    """A table of hosts, devices and vassals, and one of the edges.
+
+    Args:
+        hostvars: what the hosts answered.
+        hosts: hosts of the run.
+        asked: results of ``edge_status``, one for each edge.
+
+    Returns:
+        The report; its exit code is 2 when a host could not be asked.
+    """
+    header = ["HOST", "DEVICE", "MEMORY", "SERVICE", "RELEASE", "WORKERS", "IN FLIGHT", "STATE", "DRAINED", "DEPLOYED"]
+    hosts = list(hosts)
+    edges = [{"name": one["edge"], "members": one.get("members"), "msg": one.get("msg", "")} for one in asked]
     rows: list[list[str]] = []
     failures: list[str] = []
-    data: dict[str, Any] = {"hosts": {}}
+    data: dict[str, Any] = {"hosts": {}, "edges": {edge["name"]: edge["members"] for edge in edges}}
     for host in hosts:
         status = (hostvars[host].get("__status") or {}).get("status")
         if status is None:
-            failures.append(f"{host}: could not be asked")
-            rows.append([host, *["-"] * 6, "UNKNOWN", "-"])
+            failures.append(f"{host}: could not be asked: {unanswered(hostvars[host], '__status')}")
+            rows.append([host, *["-"] * 6, "UNKNOWN", "-", "-"])
             continue
         data["hosts"][host] = status
+        deployed = status.get("deployed")
+        last = f"{when(deployed.get('at'))} by {deployed.get('by') or '?'}" if deployed else "never"
         for device in status["devices"]:
             memory = f"{device['memory_mib'] / 1024:.1f} GiB"
             for vassal in device["vassals"] or [{}]:
@@ -74,9 +139,42 @@ def status_report(hostvars: Mapping[str, Any], hosts: Iterable[str]) -> dict[str
                     [
                         host, device["name"], memory, vassal.get("service", "-"), vassal.get("release", "-"),
                         f"{vassal['accepting']}/{vassal['workers']}" if vassal else "-",
-                        str(vassal.get("busy", "-")), vassal.get("state", "NO VASSAL"), vassal.get("since", "-"),
+                        str(vassal.get("busy", "-")), vassal.get("state", "NO VASSAL"), drain_state(device, host, edges), last,
                     ]
                 )  # fmt: skip
+    failures += [f"{edge['name']}: could not be asked: {edge['msg']}" for edge in edges if edge["members"] is None]
+    lines = table(header, rows) if rows else []
+    if edges:
+        members = edge_rows(edges, hosts)
+        lines += [
+            *([""] if rows else []),
+            *table(["EDGE", "MEMBER", "ADDRESS", "WEIGHT", "STATE", "SINCE", "WHY"], members),
+        ]
+    code = 2 if failures else 0
+    data.update(failures=failures, exit=code)
+    return {"lines": [*lines, *failures], "data": data, "failures": failures, "exit": code}
+
+
+def releases_report(hostvars: Mapping[str, Any], hosts: Iterable[str]) -> dict[str, Any]:
+    """A table of the releases on each host; exit code 2 when a host could not be asked."""
+    header = ["HOST", "RELEASE", "CREATED", "DEPLOYED", "STATE", "SIZE", "SERVICES"]
+    rows: list[list[str]] = []
+    failures: list[str] = []
+    data: dict[str, Any] = {"hosts": {}}
+    for host in hosts:
+        found = hostvars[host].get("__releases") or {}
+        if found.get("releases") is None:
+            failures.append(f"{host}: could not be asked: {unanswered(hostvars[host], '__releases')}")
+            rows.append([host, *["-"] * 3, "UNKNOWN", "-", "-"])
+            continue
+        data["hosts"][host] = {"releases": found["releases"], "environments_mib": found["environments_mib"]}
+        for one in found["releases"]:
+            state = " ".join(one["state"]) if one["whole"] else "INCOMPLETE"
+            size = f"{one['size_mib']:.1f} MiB"
+            times = [when(one["created"]), when(one["deployed"])]
+            rows.append([host, one["id"], *times, state or "-", size, " ".join(one["services"]) or "-"])
+        if not found["releases"]:
+            rows.append([host, "none", *["-"] * 5])
     code = 2 if failures else 0
     data.update(failures=failures, exit=code)
     return {"lines": [*table(header, rows), *failures], "data": data, "failures": failures, "exit": code}
@@ -87,4 +185,9 @@ class FilterModule:
 
     def filters(self) -> dict[str, Any]:
         """Names that templates use."""
-        return {"verify_failures": verify_failures, "verify_report": verify_report, "status_report": status_report}
+        return {
+            "verify_failures": verify_failures,
+            "verify_report": verify_report,
+            "status_report": status_report,
+            "releases_report": releases_report,
+        }

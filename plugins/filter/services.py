@@ -234,16 +234,74 @@ def services_sample(service: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def services_checks(services: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What the checks of a host have to know of each service."""
+    return [
+        {
+            **{name: service[name] for name in ("name", "port", "route", "max_body_mib", "timeout_seconds")},
+            "sample": services_sample(service),
+            # The project's own app answers errors in its own form; the built-in OCR takes nothing but images.
+            "app": service["module"] == "inference.wsgi" and not service["wsgi_file"],
+            "images": service["model"] == "inference.models.ocr:OcrModel",
+        }
+        for service in services
+    ]
+
+
+#: What hosts have to agree on, because an edge has one site for all of them.
+EDGE_AGREED = ("port", "route")
+#: Of these an edge takes the largest, so that it is never the edge that cuts a request.
+EDGE_LARGEST = ("timeout_seconds", "max_body_mib")
+
+
+@functools.cache
+def services_default() -> list[dict[str, Any]]:
+    """The services of a host whose inventory names none."""
+    spec = yaml.safe_load((ROLES / "services" / "meta" / "argument_specs.yml").read_text())
+    default: list[dict[str, Any]] = spec["argument_specs"]["main"]["options"]["services"]["default"]
+    return default
+
+
+def edge_services(hostvars: Mapping[str, Mapping[str, Any]], hosts: Iterable[str]) -> list[dict[str, Any]]:
+    """Services that any of the hosts has, each once, as an edge in front of them needs them.
+
+    Raises:
+        AnsibleFilterError: hosts differ in a service's port or route, or services clash.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    first: dict[str, str] = {}
+    for host in hosts:
+        variables = hostvars[host]
+        given = variables["services"] if "services" in variables else services_default()
+        for service in services_resolve(given):
+            name = service["name"]
+            known = found.setdefault(name, service)
+            first.setdefault(name, host)
+            for key in EDGE_AGREED:
+                if service[key] != known[key]:
+                    raise AnsibleFilterError(
+                        f"services: {name} has {key} {known[key]} on {first[name]} and {service[key]} on {host}. "
+                        "An edge sends its requests to both, so give it the same on all hosts, or another name."
+                    )
+            for key in EDGE_LARGEST:
+                known[key] = max(int(known[key]), int(service[key]))
+    merged = list(found.values())
+    check_clashes([{**service, "transport": "unix"} for service in merged])
+    return merged
+
+
 class FilterModule:
-    """Filters of the roles services, site, release and verify."""
+    """Filters of the roles services, site, release, verify and edge."""
 
     def filters(self) -> dict[str, Any]:
         """Names that templates use."""
         return {
             "services_resolve": services_resolve,
+            "services_checks": services_checks,
             "services_extras": services_extras,
             "services_plan": services_plan,
             "services_environment": services_environment,
             "services_sample": services_sample,
             "uwsgi_value": uwsgi_value,
+            "edge_services": edge_services,
         }

@@ -10,9 +10,12 @@ options:
   devices: {description: Devices, as in C(fleet_devices)., type: list, elements: dict, required: true}
   devices_dir: {description: Folder of the devices., type: path, default: /etc/fleet/devices}
   run_dir: {description: Folder of the sockets., type: path, default: /run/fleet}
+  drained_file: {description: Devices that a person took out., type: path, default: /var/lib/fleet/drained.json}
+  deployed_file: {description: Which deployment is in force., type: path, default: /etc/fleet/deployed.json}
 """
 
 import datetime
+import json
 import re
 from pathlib import Path
 
@@ -54,6 +57,15 @@ def vassal_status(path: Path, device: str, run_dir: str) -> dict:
     return found
 
 
+def read_json(path: str) -> dict:
+    """A JSON object from a file; empty when there is none that can be read."""
+    try:
+        found = json.loads(Path(path).read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def main() -> None:
     """Run the module."""
     module = AnsibleModule(
@@ -61,15 +73,20 @@ def main() -> None:
             "devices": {"type": "list", "elements": "dict", "required": True},
             "devices_dir": {"type": "path", "default": "/etc/fleet/devices"},
             "run_dir": {"type": "path", "default": "/run/fleet"},
+            "drained_file": {"type": "path", "default": "/var/lib/fleet/drained.json"},
+            "deployed_file": {"type": "path", "default": "/etc/fleet/deployed.json"},
         },
         supports_check_mode=True,
     )
     devices = []
+    drained = read_json(module.params["drained_file"])
+    deployed = read_json(module.params["deployed_file"])
     for device in module.params["devices"]:
         files = sorted((Path(module.params["devices_dir"]) / device["name"] / "vassals").glob("*.ini"))
         vassals = [vassal_status(path, device["name"], module.params["run_dir"]) for path in files]
-        devices.append({**device, "vassals": vassals})
-    module.exit_json(changed=False, status={"devices": devices})
+        devices.append({**device, "vassals": vassals, "drained": drained.get(device["name"])})
+    kept = {name: deployed[name] for name in ("id", "at", "by") if name in deployed}
+    module.exit_json(changed=False, status={"devices": devices, "deployed": kept or None})
 
 
 if __name__ == "__main__":

@@ -18,6 +18,8 @@ options:
   incoming: {description: Folder with the copied archives., type: path, default: /opt/fleet/incoming}
   keep: {description: Releases to keep., type: int, default: 3}
   devices_dir: {description: Folder of devices; releases named by vassals there are kept., type: path, default: /etc/fleet/devices}
+  deployed_file: {description: Which deployment is in force., type: path, default: /etc/fleet/deployed.json}
+  deployments_dir: {description: "Records of deployments; the release of the former one is kept.", type: path, default: /etc/fleet/deployments}
 """
 
 import json
@@ -29,6 +31,7 @@ import tarfile
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.deployments import Deployments
 
 
 class Host:
@@ -161,6 +164,10 @@ class Host:
         releases = sorted(
             (path for path in folder.iterdir() if path.is_dir()), key=lambda path: path.stat().st_mtime, reverse=True
         )
+        # The way back must stay open, however many releases were laid out since.
+        history = Deployments(Path(self.module.params["deployed_file"]), Path(self.module.params["deployments_dir"]))
+        former = history.former()
+        running |= {history.read(former)["release"]["id"]} if former else set()
         kept = [path for path in releases if path.name in running | {self.id}]
         for path in releases:
             if len(kept) < max(self.module.params["keep"], 2) and path not in kept and not path.name.startswith("."):
@@ -200,6 +207,8 @@ def main() -> None:
             "incoming": {"type": "path", "default": "/opt/fleet/incoming"},
             "keep": {"type": "int", "default": 3},
             "devices_dir": {"type": "path", "default": "/etc/fleet/devices"},
+            "deployed_file": {"type": "path", "default": "/etc/fleet/deployed.json"},
+            "deployments_dir": {"type": "path", "default": "/etc/fleet/deployments"},
         },
         supports_check_mode=True,
     )

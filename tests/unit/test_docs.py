@@ -98,4 +98,4 @@ def test_deploy_takes_the_example() -> None:
     command: list[str | Path] = [tree.ROOT / "fleet", "deploy", "-i", EXAMPLE, "--list-tasks"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "services : Retire the vassals" in done.stdout
+    assert "rollout : Walk back" in done.stdout

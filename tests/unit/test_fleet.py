@@ -1,5 +1,6 @@
 """./fleet: verbs, the default inventory, exit codes. Ansible is replaced by a script that prints how it was called."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -28,8 +29,15 @@ class Project:
             (folder / "playbooks" / f"{verb}.yml").write_text(f"---\n# verb: Does {verb}\n[]\n")
         (folder / "tools").mkdir()
         (folder / "tools" / "bootstrap.py").write_text("")
+        shutil.copy(tree.ROOT / "tools" / "hosts.py", folder / "tools")
+        (folder / "plugins" / "filter").mkdir(parents=True)
+        shutil.copy(tree.ROOT / "plugins" / "filter" / "limit.py", folder / "plugins" / "filter")
+        shutil.copy(tree.ROOT / "ansible.cfg", folder)
         (folder / ".venv" / "bin").mkdir(parents=True)
-        (folder / ".venv" / "bin" / "python").symlink_to(sys.executable)
+        # Not a link: the packages of an environment are found beside the name that its Python was called by.
+        python = folder / ".venv" / "bin" / "python"
+        python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+        python.chmod(0o755)
         ansible = folder / ".venv" / "bin" / "ansible-playbook"
         ansible.write_text(STAND_IN)
         ansible.chmod(0o755)
@@ -121,3 +129,89 @@ def test_exit_code_of_other_verbs_is_that_of_ansible(project: Project) -> None:
 def test_json_is_handed_on_as_a_variable(project: Project) -> None:
     called = project.run("status", "-i", "x", "--json").stdout.splitlines()
     assert called == [str(project.folder / "playbooks" / "status.yml"), "-i", "x", "-e", "fleet_format=json"]
+
+
+# ---- hosts behind the verb
+
+
+@pytest.fixture
+def fleet_of_three(project: Project) -> Path:
+    inventory = project.folder / "hosts.yml"
+    hosts: dict[str, dict[str, dict[str, dict[str, str]]]] = {
+        "inference": {"hosts": {"gpu-host-1": {}, "gpu-host-2": {}}},
+        "edge": {"hosts": {"edge-1": {}}},
+    }
+    inventory.write_text(json.dumps(hosts))
+    return inventory
+
+
+def called(project: Project, *arguments: str | Path) -> list[str]:
+    done = project.run(*map(str, arguments), STAND_IN_REPORT="0")
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()[1:]
+
+
+@pytest.mark.parametrize(
+    ("words", "options"),
+    [
+        (["gpu-host-1"], ["--limit", "gpu-host-1"]),
+        (["gpu-host-1", "edge-1"], ["--limit", "gpu-host-1,edge-1"]),
+        (["gpu-host-1/cpu0"], ["--limit", "gpu-host-1", "-e", "fleet_device=cpu0"]),
+        (["gpu-host-1/gpu0", "gpu-host-2/gpu0"], ["--limit", "gpu-host-1,gpu-host-2", "-e", "fleet_device=gpu0"]),
+        (["gpu-host-*"], ["--limit", "gpu-host-*"]),
+        (["inference", "!gpu-host-2"], ["--limit", "inference,!gpu-host-2"]),
+        (["inference[0]"], ["--limit", "inference[0]"]),
+        (["~gpu-.*-2"], ["--limit", "~gpu-.*-2"]),
+        (["all"], ["--limit", "all"]),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_words_are_hosts(project: Project, fleet_of_three: Path, words: list[str], options: list[str]) -> None:
+    given = ["-i", str(fleet_of_three), "-e", "why=a b"]
+    assert called(project, "deploy", *words, *given) == [*options, *given]
+
+
+def test_words_are_hosts_of_a_report_too(project: Project, fleet_of_three: Path) -> None:
+    found = called(project, "status", "gpu-host-1", "-i", fleet_of_three, "--json")
+    assert found == ["--limit", "gpu-host-1", "-i", str(fleet_of_three), "-e", "fleet_format=json"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["gpu-hst-1"], "no host gpu-hst-1. Did you mean gpu-host-1? Its hosts are edge-1, gpu-host-1, gpu-host-2."),
+        (["gpu-host-1", "edge-2"], "no host edge-2. Did you mean edge-1?"),
+        (["qqqq"], "no host qqqq. Its hosts are edge-1, gpu-host-1, gpu-host-2."),
+        (["inference", "!gpu-host-3"], "no host gpu-host-3. Did you mean gpu-host-2?"),
+        (["gpu-hst-1/cpu0"], "no host gpu-hst-1. Did you mean gpu-host-1?"),
+        (["--limit", "gpu-hst-1"], "no host gpu-hst-1. Did you mean gpu-host-1?"),
+        (["-lgpu-hst-1"], "no host gpu-hst-1. Did you mean gpu-host-1?"),
+        (
+            ["gpu-host-1/gpu0", "gpu-host-2/gpu1"],
+            "one call takes one device, the same on each host; these name gpu0 and gpu1",
+        ),
+        (["gpu-host-1/gpu0", "gpu-host-2"], "these name gpu0 and none"),
+        (["gpu-host-1/"], "a target is HOST or HOST/DEVICE"),
+        (["/gpu0"], "a target is HOST or HOST/DEVICE"),
+        (["gpu-host-1", "--limit", "gpu-host-2"], "hosts are given twice: as gpu-host-1 and as --limit gpu-host-2"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_words_that_are_no_hosts(project: Project, fleet_of_three: Path, arguments: list[str], said: str) -> None:
+    done = project.run("deploy", *arguments, "-i", str(fleet_of_three))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert said in done.stderr
+
+
+def test_what_ansible_says_better_is_left_to_it(project: Project, tmp_path: Path) -> None:
+    """An inventory that is not there, and an option that does not exist."""
+    assert called(project, "deploy", "x", "-i", tmp_path / "none.yml", "--no-such")[:2] == ["--limit", "x"]
+
+
+@pytest.mark.parametrize("options", [["-i", "x", "gpu-host-1"], ["-e", "why=x", "gpu-host-1", "--check"]], ids=" ".join)
+def test_hosts_in_the_wrong_place_are_refused(project: Project, options: list[str]) -> None:
+    """Ansible's own answer to that has eighty lines."""
+    done = project.run("deploy", *options)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"hosts stand right behind the verb, and not behind '{options[1]}'" in done.stderr
+    assert "./fleet deploy gpu-host-1 ..." in done.stderr

@@ -55,6 +55,9 @@ def complaints(**options: Any) -> list[str]:
         ("nginx_worker_conections", "nginx_worker_connections"),
         ("release_keeps", "release_keep"),
         ("service", "services"),
+        ("alow_outage", "allow_outage"),
+        ("relase", "release"),
+        ("teardown_confrm", "teardown_confirm"),
     ],
 )
 def test_a_misspelt_variable_is_refused_with_the_one_that_is_meant(name: str, meant: str) -> None:
@@ -82,7 +85,7 @@ def test_other_variables_are_nobodys_business() -> None:
         "inventory_dir",
         "groups",
     ]
-    assert preflight.misspelt([*names, *preflight.known_variables()]) == []
+    assert preflight.misspelt([*names, *preflight.known_variables(), *preflight.COMMAND_LINE]) == []
 
 
 def test_every_variable_of_every_role_is_known() -> None:

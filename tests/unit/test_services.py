@@ -306,8 +306,7 @@ def served(shared_fleet: Fleet) -> Iterator[dict[str, Json]]:
     ]
     with shared_fleet.emperor("one"):
         vassals = shared_fleet.vassals(given, shared_fleet.release("r1", TINY, Path(sys.prefix)), DEVICES[:1])
-        result = ansible_modules.run("vassals", {"state": "started", "vassals": vassals, **shared_fleet.folders()})
-        assert not result["failed"], result["msg"]
+        shared_fleet.start(vassals)
         yield {vassal["service"]: vassal for vassal in vassals}
 
 

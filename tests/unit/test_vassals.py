@@ -1,10 +1,11 @@
-"""Vassals of a real emperor, brought up, retired and taken back by the real module."""
+"""Vassals of a real emperor, brought up, retired and taken back."""
 
 import re
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ import fleet_socket
 import processes
 import pytest
 from processes import wait_for
-from stack import CPU, Fleet, Json
+from stack import CPU, GROUP, Fleet, Json
+from vassal_files import VassalError, Vassals
 
 TINY = Path(__file__).parent / "data" / "tiny"
 ONE = [{"name": "one", **CPU}]
@@ -44,26 +46,43 @@ class Host:
         published = {"id": release, "dir": str(folder), "environment": ""}
         return self.fleet.vassals([{"name": name, **SERVICE, **options}], published, ONE)
 
-    def arguments(self, state: str, vassals: list[Json], **more: Any) -> Json:
-        return {"state": state, "vassals": vassals, "stop_seconds": 20, **self.fleet.folders(), **more}
+    def vassals(self, wanted: list[Json], **more: Any) -> Vassals:
+        return Vassals({"vassals": wanted, "stop_seconds": 20, "group": GROUP, **self.fleet.folders(), **more})
 
-    def run(self, state: str, vassals: list[Json], check: bool = False, **more: Any) -> Json:
-        return ansible_modules.run("vassals", self.arguments(state, vassals, **more), check=check)
+    def start(self, wanted: list[Json], **more: Any) -> Vassals:
+        """Bring vassals up as a switch does, and expect no trouble."""
+        vassals = self.vassals(wanted, **more)
+        vassals.remove(vassals.forgotten())
+        vassals.start(vassals.vassals)
+        return vassals
 
-    def start(self, vassals: list[Json]) -> Json:
-        """Bring vassals up and expect no trouble."""
-        result = self.run("started", vassals)
-        assert not result["failed"], result["msg"]
-        return result
+    def complaint(self, wanted: list[Json], **more: Any) -> str:
+        """Why vassals could not be brought up."""
+        try:
+            self.start(wanted, **more)
+        except VassalError as error:
+            return str(error)
+        return ""
+
+    def retire(self, wanted: list[Json]) -> list[str]:
+        """Stop all others; gives their names."""
+        vassals = self.vassals(wanted)
+        doomed = vassals.unwanted()
+        vassals.clear_partials()
+        vassals.remove(doomed)
+        return vassals.names(doomed)
 
     def files(self, name: str) -> list[str]:
         """Every file of a service in the folder that the emperor watches."""
         return sorted(path.name for path in self.folder.iterdir() if name in path.name)
 
-    def ask(self, result: Json, path: str = "/tell") -> Json:
-        """What the vassal at the address that the module gave answers."""
-        (upstream,) = result["upstreams"]
-        return fleet_socket.request(upstream["address"], "uwsgi", path).json()
+    def ask(self, vassals: Vassals, path: str = "/tell") -> Json:
+        """What the one wanted vassal answers."""
+        return fleet_socket.request(self.address(vassals), "uwsgi", path).json()
+
+    def address(self, vassals: Vassals) -> str:
+        (address,) = vassals.addresses().values()
+        return address
 
     def pids(self, vassals: list[Json]) -> set[int]:
         """Master and workers of a vassal."""
@@ -88,48 +107,41 @@ def file_of(vassals: list[Json]) -> str:
 
 def test_a_release_comes_up_is_replaced_and_retired(host: Host) -> None:
     first = host.wanted("switch")
-    planned = host.run("started", first, check=True)
-    assert planned["changed"]
-    assert host.files("switch") == [], "check mode"
+    planned = host.vassals(first)
+    assert [one.full_name for one in planned.missing()] == [f"one/{first[0]['name']}"]
+    address = f"{host.fleet.run_dir}/one/{first[0]['name']}.sock"
+    assert planned.addresses() == {"switch/one": address}
+    assert host.files("switch") == [], "nothing was done yet"
 
     started = host.start(first)
-    assert started["started"] == planned["started"] == [f"one/{first[0]['name']}"]
-    address = f"{host.fleet.run_dir}/one/{first[0]['name']}.sock"
-    assert started["upstreams"] == planned["upstreams"]
-    assert started["upstreams"] == [{"service": "switch", "device": "one", "address": address}]
+    assert started.addresses() == {"switch/one": address}
     assert host.files("switch") == [file_of(first)]
     assert host.fleet.accepting(first[0])
-    again = host.start(first)
-    assert (again["changed"], again["started"], again["upstreams"]) == (False, [], started["upstreams"])
+    again = host.vassals(first)
+    assert (again.missing(), again.start(again.vassals)) == ([], [])
 
     second = host.wanted("switch", "r2")
     new = host.start(second)
-    assert new["changed"]
     assert host.files("switch") == sorted([file_of(first), file_of(second)])
     assert (host.ask(started)["release"], host.ask(new)["release"]) == ("r1", "r2")
     before = host.pids(second)
     assert len(before) == 3
 
-    assert host.run("retired", second, check=True)["removed"] == [f"one/{first[0]['name']}"]
-    assert len(host.files("switch")) == 2, "check mode"
     (host.folder / ".switch--r0.partial").write_text("left by a killed run")
-    retired = host.run("retired", second)
-    assert (retired["changed"], retired["removed"]) == (True, [f"one/{first[0]['name']}"])
+    assert host.retire(second) == [f"one/{first[0]['name']}"]
     assert host.files("switch") == [file_of(second)]
     assert not Path(address).exists()
     assert host.pids(second) == before, "the new one was not touched"
-    assert not host.run("retired", second)["changed"]
+    assert host.retire(second) == []
 
-    assert host.run("reverted", [], names=new["started"], check=True)["changed"]
-    assert host.files("switch") == [file_of(second)], "check mode"
-    assert host.run("reverted", [], names=new["started"])["changed"]
+    host.retire([])
     assert host.files("switch") == []
     assert not list((host.fleet.run_dir / "one").glob("switch*"))
 
 
 def test_retiring_waits_for_the_requests_that_run(host: Host) -> None:
     vassals = host.wanted("slow", workers=1)
-    address = host.start(vassals)["upstreams"][0]["address"]
+    address = host.address(host.start(vassals))
     answers: list[fleet_socket.Answer] = []
     request = threading.Thread(
         target=lambda: answers.append(fleet_socket.request(address, "uwsgi", "/tell?seconds=1.8", timeout=20))
@@ -137,7 +149,7 @@ def test_retiring_waits_for_the_requests_that_run(host: Host) -> None:
     request.start()
     wait_for(lambda: host.busy(vassals), "the request to be taken")
     began = time.monotonic()
-    assert host.run("retired", [])["changed"]
+    assert host.retire([])
     # The answer is on its way through this process; the vassal has sent it before it went.
     request.join(0.5)
     assert [answer.status for answer in answers] == [200], "it was answered, not cut"
@@ -177,13 +189,10 @@ def test_a_broken_release_is_taken_back_while_the_former_one_serves(host: Host) 
     mended = wanted["mended"]
     app = host.fleet.folder / "releases" / "incomplete" / "app"
     app.unlink()
-    runs = {
-        name: ansible_modules.begin("vassals", host.arguments("started", vassals)) for name, vassals in wanted.items()
-    }
-    results = {name: ansible_modules.finish(process) for name, process in runs.items()}
+    with ThreadPoolExecutor(len(wanted)) as pool:
+        messages = dict(zip(wanted, pool.map(host.complaint, wanted.values()), strict=True))
     for name, (_, said) in BROKEN.items():
-        message = results[name]["msg"]
-        assert results[name]["failed"]
+        message = messages[name]
         assert re.match(rf"Vassal one/{name}--\w+-[0-9a-f]{{6}} does not serve: {re.escape(said)}", message), message
         assert "The new vassals were removed; the former ones serve on." in message
         assert f"tail -n 100 {host.fleet.log_dir}/uwsgi-emperor@one.log" in message
@@ -192,11 +201,12 @@ def test_a_broken_release_is_taken_back_while_the_former_one_serves(host: Host) 
     assert host.pids(former) == before
     assert host.ask(started)["release"] == "r1"
 
-    assert "Last lines of its log:\n" in results["mended"]["msg"]
-    assert "failed to open python file app/tiny.py" in "".join(result["msg"] for result in results.values())
+    assert "Last lines of its log:\n" in messages["mended"]
+    assert "failed to open python file app/tiny.py" in "".join(messages.values())
     # The emperor remembers the crashes by the vassal's name; they do not count against the next try.
     app.symlink_to(TINY)
-    assert host.start(mended)["changed"]
+    host.start(mended)
+    assert host.files("mended") == [file_of(mended)]
 
 
 def test_a_vassal_that_is_there_but_does_not_serve_is_told(host: Host) -> None:
@@ -204,19 +214,17 @@ def test_a_vassal_that_is_there_but_does_not_serve_is_told(host: Host) -> None:
     vassals = host.wanted("there")
     host.start(vassals)
     vassals[0].update(workers=3, load_seconds=1)
-    result = host.run("started", vassals)
-    assert result["failed"]
-    assert "after 1 s: 2 of 3 workers accept requests" in result["msg"]
-    assert "The new vassals were removed" not in result["msg"]
+    message = host.complaint(vassals)
+    assert "after 1 s: 2 of 3 workers accept requests" in message
+    assert "The new vassals were removed" not in message
     assert host.files("there") == [file_of(vassals)]
 
 
 def test_without_an_emperor_the_file_is_taken_back(fleet: Fleet) -> None:
     host = Host(fleet)
-    result = host.run("started", host.wanted("alone", load_seconds=1))
-    assert result["failed"]
-    assert "after 1 s" in result["msg"]
-    assert "No such file or directory" in result["msg"]
+    message = host.complaint(host.wanted("alone", load_seconds=1))
+    assert "after 1 s" in message
+    assert "No such file or directory" in message
     assert host.files("alone") == []
 
 
@@ -230,35 +238,29 @@ def test_tcp_ports_alternate_between_releases(host: Host, tmp_path: Path) -> Non
         host.wanted("tcp", release, transport="tcp", base_port=first, workers=1) for release in ("r1", "r2", "r3")
     ]
 
-    def port(result: Json) -> int:
-        return int(result["upstreams"][0]["address"].removeprefix("127.0.0.1:"))
+    def port(vassals: Vassals) -> int:
+        return int(host.address(vassals).removeprefix("127.0.0.1:"))
 
-    assert port(host.run("started", releases[0], check=True)) == first
+    assert port(host.vassals(releases[0])) == first
     one = host.start(releases[0])
-    assert port(host.run("started", releases[1], check=True)) == second
+    assert port(host.vassals(releases[1])) == second
     two = host.start(releases[1])
     assert (port(one), port(two)) == (first, second)
     assert (host.ask(one)["release"], host.ask(two)["release"]) == ("r1", "r2")
     assert port(host.start(releases[1])) == second, "where it is, not where it would be"
 
-    three = host.run("started", releases[2])
-    assert three["failed"]
-    assert f"ports [{first}, {second}] are both taken" in three["msg"]
+    assert f"ports [{first}, {second}] are both taken" in host.complaint(releases[2])
     assert host.files("tcp") == sorted(map(file_of, releases[:2]))
 
     # nginx leads to r1: then r2 was left behind by a run that was cut off, and makes room.
     (tmp_path / "tcp.conf").write_text(f"    server 127.0.0.1:{first} weight=1 max_fails=3;\n")
     upstreams: Json = {"upstreams_dir": str(tmp_path)}
-    assert not host.run("reverted", [], names=one["started"], **upstreams)["changed"], "it serves, so it stays"
-    assert host.run("started", releases[2], check=True, **upstreams)["changed"]
-    assert host.files("tcp") == sorted(map(file_of, releases[:2])), "check mode"
-    three = host.run("started", releases[2], **upstreams)
-    assert not three["failed"], three
+    three = host.start(releases[2], **upstreams)
     assert port(three) == second
     assert host.files("tcp") == sorted([file_of(releases[0]), file_of(releases[2])])
     assert (host.ask(one)["release"], host.ask(three)["release"]) == ("r1", "r3")
 
-    host.run("retired", releases[2])
+    host.retire(releases[2])
     assert port(host.start(releases[1])) == first
 
 

@@ -16,10 +16,12 @@ import listeners
 import processes
 import pytest
 import tree
-from stack import CPU, USER, Fleet, Json, expression
+from nginx_configuration import children
+from stack import CPU, USER, Fleet, Json
 
 service_checks = ansible_modules.load("modules", "service_checks")
 report = ansible_modules.load("filter", "report")
+CHECKED = "{{ __services_resolved | services_checks }}"
 ECHO: Json = {
     "name": "echo",
     "route": "/v1/echo",
@@ -56,7 +58,6 @@ class Host:
 
     def reload(self) -> None:
         subprocess.run(self.fleet.nginx_command("-t"), check=True, capture_output=True)
-        children = ansible_modules.load("modules", "nginx_config").children
         master = int((self.fleet.folder / "nginx.pid").read_text())
         former = children(master)
         subprocess.run(self.fleet.nginx_command("-s", "reload"), check=True, capture_output=True)
@@ -64,11 +65,7 @@ class Host:
 
     def arguments(self) -> Json:
         """What the role hands to the module."""
-        found = self.fleet.roles.evaluate(
-            "services",
-            expression("verify", "tasks/checks.yml", 0, "service_checks", "services"),
-            services=self.services,
-        )
+        found = self.fleet.roles.evaluate("services", CHECKED, services=self.services)
         folders = {"devices_dir": str(self.fleet.devices_dir), "run_dir": str(self.fleet.run_dir)}
         folders["pid_file"] = str(self.fleet.folder / "nginx.pid")
         return {
@@ -83,8 +80,7 @@ def shared_host(new_fleet: Callable[[], Fleet]) -> Iterator[Host]:
     host = Host(new_fleet())
     fleet = host.fleet
     with fleet.emperor("one"):
-        started = ansible_modules.run("vassals", {"state": "started", "vassals": host.vassals, **fleet.folders()})
-        assert not started["failed"], started["msg"]
+        fleet.start(host.vassals)
         host.lay()
         with fleet.nginx([host.port]):
             yield host
@@ -339,14 +335,13 @@ def test_a_service_of_images_has_to_refuse_other_bodies(host: Host) -> None:
 
 
 def test_which_services_are_ours_and_which_take_images(host: Host) -> None:
-    text = expression("verify", "tasks/checks.yml", 0, "service_checks", "services")
     ocr = {"name": "ocr", "route": "/v1/parse", "model": "inference.models.ocr:OcrModel"}
     given = [
         ocr,
         {"name": "own", "route": "/own", "wsgi_file": "own.py"},
         {**ocr, "name": "cats", "port": 1, "model": "c:C"},
     ]
-    found = host.fleet.roles.evaluate("services", text, services=given)
+    found = host.fleet.roles.evaluate("services", CHECKED, services=given)
     assert [(one["app"], one["images"]) for one in found] == [(True, True), (False, False), (True, False)]
     assert found[0]["max_body_mib"] == 100
 

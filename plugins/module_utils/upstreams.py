@@ -1,0 +1,128 @@
+"""Which devices nginx leads requests to at this moment, and how to take one out and put it back in."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+
+from ansible.module_utils.deployments import write_json
+from ansible.module_utils.fleet_socket import SocketError, connect
+from ansible.module_utils.nginx_configuration import Configuration
+from ansible.module_utils.vassal_files import ADDRESS
+
+CONNECT_SECONDS = 2
+
+
+def mark(text: str, addresses: Iterable[str], out: bool) -> str:
+    """Put ``down`` on the servers of some addresses in an upstream file, or take it away."""
+    for address in addresses:
+        line = re.compile(rf"^(\s*server (?:unix:)?{re.escape(address)}(?: [^;\n]*?)?)(?: down)?;$", re.MULTILINE)
+        text = line.sub(r"\1 down;" if out else r"\1;", text)
+    return text
+
+
+class Drained:
+    """Devices that a person took out, with who, when and why; they stay out over deploys and reboots."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def read(self) -> dict[str, dict]:
+        """By device."""
+        try:
+            found: dict[str, dict] = json.loads(self.file.read_text())
+        except (OSError, ValueError):
+            return {}
+        return found
+
+    def write(self, devices: Mapping[str, dict]) -> None:
+        """Replace all."""
+        write_json(self.file, dict(devices))
+
+
+class Upstreams:
+    """The upstreams that nginx of a host has loaded.
+
+    Args:
+        options: ``devices_dir``, ``upstreams_dir``, ``nginx_root``, ``nginx_state_file``, ``nginx_program``, ``pid_file``,
+            as in the module ``host_switch``.
+        wait_seconds: longest time for requests to finish when nginx reloads.
+    """
+
+    def __init__(self, options: Mapping, wait_seconds: int) -> None:
+        self.options = options
+        self.wait_seconds = wait_seconds
+        self.devices_dir = Path(options["devices_dir"])
+        self.upstreams_dir = Path(options["upstreams_dir"])
+
+    def folder(self, files: list[dict], links: list[dict], ports: Collection[int] = ()) -> Configuration:
+        """nginx's folder with wanted files."""
+        names = {
+            "root": "nginx_root",
+            "state_file": "nginx_state_file",
+            "nginx": "nginx_program",
+            "pid_file": "pid_file",
+        }
+        places = {name: self.options[given] for name, given in names.items()}
+        wanted = {"files": files, "links": links, "ports": list(ports), "wait_seconds": self.wait_seconds}
+        return Configuration({**places, **wanted})
+
+    def configuration(self, out: Collection[str]) -> Configuration:
+        """What nginx is configured with now, with just the devices of ``out`` out."""
+        root = Path(self.options["nginx_root"])
+        files, links = [], []
+        for name in self.folder([], []).state.get("placed", []):
+            path = root / name
+            if path.is_symlink():
+                links.append({"path": name, "target": str(path.readlink())})
+            elif path.is_file():
+                files.append({"path": name, "content": path.read_text()})
+        for one in files:
+            if one["path"].startswith("upstreams/"):
+                for device in self.known_devices():
+                    one["content"] = mark(one["content"], self.addresses_on(device), device in out)
+        return self.folder(files, links)
+
+    def known_devices(self) -> list[str]:
+        """Devices that have a folder on this host, whether they are wanted or not."""
+        return (
+            sorted(path.name for path in self.devices_dir.iterdir() if path.is_dir())
+            if self.devices_dir.is_dir()
+            else []
+        )
+
+    def vassals_on(self, device: str) -> list[Path]:
+        """Files of all vassals of a device."""
+        return sorted((self.devices_dir / device / "vassals").glob("*.ini"))
+
+    def addresses_on(self, device: str) -> list[str]:
+        """Where the vassals of a device listen."""
+        matches = [ADDRESS.search(path.read_text()) for path in self.vassals_on(device)]
+        return [match[1] for match in matches if match]
+
+    def leads_to(self, address: str) -> bool:
+        """Whether an upstream file names an address, and not as one that is out."""
+        line = re.compile(rf"^\s*server (?:unix:)?{re.escape(address)}(?: [^;\n]*)?;$", re.MULTILINE)
+        found = [match[0] for file in self.upstreams_dir.glob("*.conf") for match in line.finditer(file.read_text())]
+        return any(not text.endswith(" down;") for text in found)
+
+    def serves(self, device: str) -> bool:
+        """Whether nginx runs and leads to a vassal of a device that takes connections."""
+        return bool(self.folder([], []).master()) and any(
+            self.leads_to(address) and answers(address) for address in self.addresses_on(device)
+        )
+
+    def others(self, device: str) -> list[str]:
+        """Other devices that take requests."""
+        return [name for name in self.known_devices() if name != device and self.serves(name)]
+
+
+def answers(address: str) -> bool:
+    """Whether somebody takes connections at an address."""
+    try:
+        connect(address, CONNECT_SECONDS).close()
+    except SocketError:
+        return False
+    return True
