@@ -83,9 +83,39 @@ def rollout_report(
     return "\n".join(lines)
 
 
+def rollback_choice(known: Mapping[str, Any], release: str) -> dict[str, Any]:
+    """The deployment that a host goes back to.
+
+    Args:
+        known: answer of the module ``deployment_list``.
+        release: id that was asked for; empty for the former one.
+
+    Returns:
+        ``record``, ``release``, ``devices`` (uuid by name), and ``error``, which is empty when there is such a deployment.
+    """
+    deployments: list[dict[str, Any]] = known["deployments"]
+    current = known["current"].get("record", "")
+    choices = ", ".join(
+        dict.fromkeys(one["release"] + (" (now)" if one["record"] == current else "") for one in deployments)
+    )
+    if release:
+        found = [one for one in deployments if one["release"] == release]
+        error = f"no deployment of release {release!r} can be gone back to; there are: {choices or 'none'}."
+    else:
+        found = [one for one in deployments if one["record"] == known["former"]]
+        error = f"there is no former deployment to go back to; there are: {choices or 'none'}."
+    if not found:
+        return {"record": "", "release": "", "devices": {}, "error": error}
+    return {**found[0], "error": ""}
+
+
 class FilterModule:
     """Filters of the role rollout."""
 
     def filters(self) -> dict[str, Any]:
         """Names that templates use."""
-        return {"rollout_batches": rollout_batches, "rollout_report": rollout_report}
+        return {
+            "rollback_choice": rollback_choice,
+            "rollout_batches": rollout_batches,
+            "rollout_report": rollout_report,
+        }

@@ -83,8 +83,8 @@ class Switch:
         for key in list(addresses):
             service, _, device = key.partition("/")
             if device in former_on:
-                former = [path for path in self.present(service, device) if self.vassals.asked(path)]
-                if former and (match := ADDRESS.search(former[0].read_text())):
+                asked = [path for path in self.present(service, device) if self.vassals.asked(path)]
+                if asked and (match := ADDRESS.search(asked[0].read_text())):
                     addresses[key] = match[1]
         former = {} if self.options["settle"] else self.former(former_on)
         files = [
@@ -94,7 +94,7 @@ class Switch:
 
     def former(self, former_on: Collection[str]) -> dict[str, str]:
         """Where former vassals listen beside the wanted ones, by ``SERVICE/DEVICE``."""
-        found = {}
+        found: dict[str, str] = {}
         for vassal in self.vassals.vassals:
             others = [path for path in self.present(vassal.wanted["service"], vassal.device) if path != vassal.path]
             if others and vassal.device not in former_on and (match := ADDRESS.search(others[0].read_text())):
@@ -196,13 +196,13 @@ class Switch:
         ]
         steps += [f"start {name}" for name in wrong]
         devices = {one["name"]: one.get("device") for one in self.units}
-        for name, files in self.stale_units().items():
-            reason = f"restart {name}, since {', '.join(files)} changed"
+        for name, changed in self.stale_units().items():
+            reason = f"restart {name}, since {', '.join(changed)} changed"
             steps.append(reason)
             if serving == {devices[name]}:
                 stops.append(f"{reason}; no other device of this host serves")
-        if files := self.stale_nginx():
-            steps.append(f"restart nginx, since {', '.join(files)} changed")
+        if unread := self.stale_nginx():
+            steps.append(f"restart nginx, since {', '.join(unread)} changed")
             if serving:
                 stops.append(steps[-1])
         steps += [f"start vassal {vassal.full_name}" for vassal in self.vassals.missing()]
@@ -468,3 +468,4 @@ class Switch:
         if name != self.deployments.current().get("record"):
             self.deployments.enforce(name, at, self.run, forget=forget)
             self.did.append(f"noted the deployment {name}")
+            note(self.run, "deployed", record=name, release=self.options["release"]["id"])

@@ -1,6 +1,7 @@
 """Units: which run with older settings than those on disk, and what their managers are asked."""
 
 import os
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -79,6 +80,6 @@ def test_a_unit_that_does_not_start_says_where_to_look(monkeypatch: pytest.Monke
 
 
 def test_without_supervisor_nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(units.shutil, "which", lambda name: None)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
     supervisor = units.Supervisor()
     assert (supervisor.pid("nginx"), supervisor.is_right("nginx"), supervisor.state("nginx")) == (0, False, "ABSENT")

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Constant load with a check of every answer: `load.py URL STOP_FILE REPORT [THREADS [PAUSE_SECONDS]]`.
 
-Runs until STOP_FILE is there, then writes to REPORT how many requests there were, what failed, which edges answered, and the
-longest time without a good answer.
+Runs until STOP_FILE is there, then writes to REPORT how many requests there were, what failed, which edges answered,
+and the longest time without a good answer.
 """
 
 import http.client
