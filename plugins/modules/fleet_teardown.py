@@ -249,9 +249,20 @@ class Teardown:
         if doomed:
             self.command("apt-get", "--yes", "-o", "DPkg::Lock::Timeout=120", "purge", *doomed)
             self.did.append(f"purged {' '.join(doomed)}")
+        self.remove_left_by_packages(doomed)
         needed = sorted(set(self.packages) - set(doomed))
         if needed:
             self.kept.append(f"packages that something else needs by now: {' '.join(needed)}")
+
+    def remove_left_by_packages(self, purged: list[str]) -> None:
+        """Remove what Debian's packages make when they are installed and leave there when they are purged."""
+        if "nginx-common" in purged:
+            self.remove(Path("/var/www/html/index.nginx-debian.html"))
+            self.remove_empty(Path("/var/www/html"))
+            self.remove_empty(Path("/var/www"))
+            self.remove(Path("/var/log/nginx"))
+        if "supervisor" in purged:
+            self.remove(Path("/var/log/supervisor"))
 
     def remove_user(self) -> None:
         """Remove the user that a deploy made."""
