@@ -145,7 +145,8 @@ class Teardown:
     def remove_units(self) -> None:
         """Remove the files of our units."""
         for unit in self.units_of_edges():
-            for path in (*UNITS.glob(f"*.wants/{unit.name}"), UNITS / f"{unit.name}.d", unit):
+            links = [folder / unit.name for folder in UNITS.glob("*.wants")]
+            for path in (*links, UNITS / f"{unit.name}.d", unit):
                 self.remove(path)
         for pattern in ("*.wants/uwsgi-emperor@*", "uwsgi-emperor@*", "nginx.service.d/fleet.conf"):
             for path in sorted(UNITS.glob(pattern)):
@@ -212,7 +213,8 @@ class Teardown:
 
     def settle_nginx(self) -> None:
         """Have an nginx that was here before us serve what it served then."""
-        if "nginx" in self.packages or not self.really or not shutil.which("nginx"):
+        touched = any(str(NGINX) in one or "nginx.service.d" in one for one in self.did)
+        if not touched or "nginx" in self.packages or not self.really or not shutil.which("nginx"):
             return
         if not self.systemd:
             self.kept.append("nginx does not run now; if it did before: service nginx start")
