@@ -231,7 +231,7 @@ class Fleet:
     def configuration(
         self, services: list[Json], upstreams: list[Json], **variables: Any
     ) -> tuple[list[Json], list[Json]]:
-        """Files and links of the whole configuration, as the module nginx_config takes them."""
+        """Files and links of the whole configuration, with places for what is known on the host only."""
         sites = self.sites(services, upstreams, **variables)
         # Those of Debian's program lie in /var/lib/nginx, which is not there without its package.
         temporary = "".join(
@@ -250,8 +250,6 @@ class Fleet:
         )
         layout = ansible_modules.load("filter", "site")
         files: list[Json] = layout.nginx_files(main, sites)
-        addresses = {f"{one['service']}/{one['device']}": one["address"] for one in upstreams}
-        files = [{**one, "content": nginx_configuration.fill(one["content"], addresses, (), {})} for one in files]
         links: list[Json] = layout.nginx_links(sites)
         return files, links
 
@@ -272,6 +270,8 @@ class Fleet:
         for name in ("upstreams", "sites-available", "sites-enabled"):
             shutil.rmtree(root / name, ignore_errors=True)
         files, links = self.configuration(services, upstreams, **variables)
+        addresses = {f"{one['service']}/{one['device']}": one["address"] for one in upstreams}
+        files = [{**one, "content": nginx_configuration.fill(one["content"], addresses, (), {})} for one in files]
         for one in files:
             (root / one["path"]).parent.mkdir(exist_ok=True)
             (root / one["path"]).write_text(one["content"])

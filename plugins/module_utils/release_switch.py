@@ -434,7 +434,8 @@ class Switch:
         """
         unit = self.options["nginx_unit"]
         if files := self.stale_nginx():
-            if not self.options["may_stop"]:
+            # Before the first deployment nothing leads requests here yet.
+            if self.deployments.current() and not self.options["may_stop"]:
                 raise Outage(
                     f"nginx must restart, since {', '.join(files)} changed; requests would be refused meanwhile. "
                     "It was not restarted. To accept that: -e allow_outage=true"

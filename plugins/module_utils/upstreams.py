@@ -18,8 +18,8 @@ CONNECT_SECONDS = 2
 def mark(text: str, addresses: Iterable[str], out: bool) -> str:
     """Put ``down`` on the servers of some addresses in an upstream file, or take it away."""
     for address in addresses:
-        line = re.compile(rf"^(\s*server (?:unix:)?{re.escape(address)}(?: [^;\n]*?)?)(?: down)?;$", re.MULTILINE)
-        text = line.sub(r"\1 down;" if out else r"\1;", text)
+        line = re.compile(rf"^\s*server (?:unix:)?{re.escape(address)}(?: [^;\n]*)?;$", re.MULTILINE)
+        text = line.sub(lambda found: found[0][:-1].removesuffix(" down") + (" down;" if out else ";"), text)
     return text
 
 

@@ -24,8 +24,9 @@ import pytest
 import tree
 from ansible.errors import AnsibleFilterError
 from fleet_edge import Members, Settings
+from nginx_configuration import children
 from processes import wait_for
-from stack import USER, Fleet, Json, expression
+from stack import USER, Fleet, Json
 
 PROGRAM = tree.ROOT / "roles" / "edge" / "files" / "fleet_edge.py"
 OCR: Json = {"name": "ocr", "route": "/v1/parse", "model": "inference.models.ocr:OcrModel"}
@@ -185,8 +186,7 @@ class Edge:
             "__site_problems": self.fleet.roles.variables("site")["__site_problems"],
             **variables,
         }
-        text = expression("edge", "tasks/configure.yml", 1, "ansible.builtin.set_fact", "__edge_rendered")
-        sites: list[Json] = json.loads(json.dumps(self.fleet.roles.evaluate("edge", text, **given)))
+        sites: list[Json] = json.loads(json.dumps(self.fleet.roles.evaluate("edge", "{{ __edge_rendered }}", **given)))
         sites[0]["upstream"] = self.fleet.local(sites[0]["upstream"], ("/var/lib/fleet/edge/", f"{self.dir}/"))
         temporary = "".join(
             f"{kind}_temp_path {self.folder}/nginx-temporary/{kind};\n"
@@ -196,7 +196,7 @@ class Edge:
             "nginx",
             "etc/nginx/nginx.conf.j2",
             nginx_extra_config=temporary,
-            __nginx_sites=sites,
+            fleet_sites=sites,
             nginx_worker_processes=2,
         )
         main = self.fleet.local(
@@ -219,8 +219,7 @@ class Edge:
         return int((self.folder / "nginx.pid").read_text())
 
     def workers(self) -> set[int]:
-        children: set[int] = ansible_modules.load("modules", "nginx_config").children(self.master())
-        return children
+        return children(self.master())
 
     def ask(
         self, method: str = "POST", path: str = "/v1/parse", body: bytes | None = b"x", headers: Json | None = None

@@ -1,0 +1,109 @@
+"""How hosts are put into batches, which deployment they go back to, and what is said when a rollout stops."""
+
+from typing import Any
+
+import ansible_modules
+import pytest
+from ansible.errors import AnsibleFilterError
+
+rollout = ansible_modules.load("filter", "rollout")
+edge = ansible_modules.load("filter", "edge")
+HOSTS = [f"h{number}" for number in range(1, 11)]
+
+
+@pytest.mark.parametrize(
+    ("serial", "sizes"),
+    [
+        pytest.param([1, "25%", "100%"], [1, 2, 7], id="default"),
+        pytest.param([3], [3, 3, 3, 1], id="the last one repeats"),
+        pytest.param(["100%"], [10], id="all"),
+        pytest.param(["1%"], [1] * 10, id="at least one"),
+        pytest.param([99], [10], id="more than there are"),
+    ],
+)
+def test_batches_are_as_serial_would_make_them(serial: list[Any], sizes: list[int]) -> None:
+    batches = rollout.rollout_batches(HOSTS, serial)
+    assert [len(batch) for batch in batches] == sizes
+    assert [host for batch in batches for host in batch] == HOSTS
+
+
+def test_a_host_that_leaves_service_has_a_batch_of_its_own() -> None:
+    batches = rollout.rollout_batches(HOSTS[:5], [1, "100%"], alone=["h2", "h4"])
+    assert batches == [["h1"], ["h3", "h5"], ["h2"], ["h4"]]
+    assert rollout.rollout_batches([], [1]) == []
+
+
+@pytest.mark.parametrize("serial", [[0], ["x"], ["-5%"], [], [1.5]])
+def test_a_size_that_is_none_is_refused(serial: list[Any]) -> None:
+    with pytest.raises(AnsibleFilterError, match="rollout_serial"):
+        rollout.rollout_batches(HOSTS, serial)
+
+
+KNOWN = {
+    "deployments": [
+        {"record": "3", "release": "r2", "devices": {}},
+        {"record": "2", "release": "r2", "devices": {}},
+        {"record": "1", "release": "r1", "devices": {}},
+    ],
+    "current": {"record": "3"},
+    "former": "2",
+}
+
+
+def test_rollback_goes_to_the_former_deployment_or_to_a_release() -> None:
+    assert rollout.rollback_choice(KNOWN, "")["record"] == "2"
+    assert rollout.rollback_choice(KNOWN, "r1")["record"] == "1"
+    assert rollout.rollback_choice(KNOWN, "r2")["record"] == "3", "the newest one of that release"
+
+
+def test_rollback_prints_the_choices() -> None:
+    unknown = rollout.rollback_choice(KNOWN, "r9")
+    assert unknown["record"] == ""
+    assert unknown["error"] == ("no deployment of release 'r9' can be gone back to; there are: r2 (now), r2, r1.")
+    bare: dict[str, Any] = {"deployments": [], "current": {}, "former": ""}
+    assert "there are: none" in rollout.rollback_choice(bare, "")["error"]
+
+
+def test_the_report_says_what_each_host_has_now() -> None:
+    had = {"__rollout_touched": True, "__rollout_plan": {"former": "1"}}
+    hostvars = {
+        "h1": {**had, "__rollout_walked": {"serving": {"release": {"id": "r1"}}}},
+        "h2": {**had, "__rollout_failed": "Check the host: no answer", "__rollout_stuck": "Go back: disk full"},
+        "h3": {"__rollout_touched": False},
+        "h4": {},
+        "h5": {**had, "__rollout_plan": {"former": ""}, "__rollout_failed": "Switch the host: crash"},
+        "h6": {**had, "__rollout_walked": {"skipped": True}},
+    }
+    batches = [list(hostvars)]
+    text = rollout.rollout_report(hostvars, ["h6", "h4", "h3", "h2", "h1", "h5"], set(hostvars) - {"h4"}, batches)
+    assert text.splitlines() == [
+        "The rollout stopped.",
+        "- h1 went back to its former release r1",
+        "- h2 did not get back to its former deployment: Go back: disk full",
+        "  It failed at: Check the host: no answer",
+        "- h3 was not touched",
+        "- h4 cannot be reached any more; what it serves is not known",
+        "- h5 had nothing to go back to",
+        "  It failed at: Switch the host: crash",
+        "- h6 keeps the new release",
+        "When the reason is mended: ./fleet deploy",
+    ]
+
+
+MEMBER = {"address": "10.0.0.1", "weight": 2, "services": {"ocr": 8100}}
+
+
+def test_edges_that_know_a_host_are_not_asked_again() -> None:
+    edges = [
+        {"edge": "e1", "members": {"h1": {**MEMBER, "weight": "2", "drained": None}}},
+        {"edge": "e2", "members": {"h1": {**MEMBER, "address": "10.0.0.9"}}},
+        {"edge": "e3", "members": {}},
+        {"edge": "e4", "members": None, "msg": "cannot be reached"},
+    ]
+    assert edge.edges_that_know(edges, "h1", MEMBER) == ["e1"]
+
+
+def test_a_host_is_drained_when_one_edge_says_so() -> None:
+    drained = {"edge": "e2", "members": {"h1": {**MEMBER, "drained": {"by": "somebody"}}}}
+    assert edge.drained_at_edges([{"edge": "e1", "members": {"h1": MEMBER}}, drained], "h1")
+    assert not edge.drained_at_edges([{"edge": "e1", "members": {"h1": MEMBER}}, {"edge": "e2", "members": None}], "h1")

@@ -1,0 +1,453 @@
+"""The walk of a host from one release to another, with real emperors, vassals and nginx, under load."""
+
+import http.client
+import json
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ansible_modules
+import environments
+import processes
+import pytest
+import release_switch
+from deployments import Deployments
+from release_switch import RECORDED, Outage, Switch, SwitchError
+from stack import CPU, GROUP, Fleet, Json
+from units import Manager
+from upstreams import Drained, Upstreams, mark
+
+TINY = Path(__file__).parent / "data" / "tiny"
+DEVICES = [{"name": "one", **CPU}, {"name": "two", **CPU}]
+SAMPLE = {"text": "hello", "content_type": "text/plain", "expect": {"answer": "42", "bytes": 5}}
+RUN = {"id": "test", "by": "somebody", "verb": "deploy"}
+#: As in the tests of nginx's configuration: reloads reach the nginx of this test.
+WRAPPER = """#!/bin/sh
+case $* in
+"-s reload") exec {nginx} -e stderr -p {root} -c {root}/nginx.conf -s reload ;;
+*) exec {nginx} -e stderr -p {root} "$@" ;;
+esac
+"""
+
+
+class Units(Manager):
+    """A service manager whose units run already; it notes what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+        self.older: dict[str, list[str]] = {}
+
+    def ask(self, *arguments: str) -> tuple[int, str]:
+        return 0, ""
+
+    def pid(self, name: str) -> int:
+        return 1
+
+    def is_right(self, name: str) -> bool:
+        return True
+
+    def start(self, name: str) -> None:
+        self.told.append(f"start {name}")
+
+    def restart(self, name: str) -> None:
+        self.told.append(f"restart {name}")
+        self.older.pop(name, None)
+
+    def remove(self, name: str) -> None:
+        self.told.append(f"remove {name}")
+
+    def reread(self) -> None:
+        self.told.append("reread")
+
+    def stale(self, name: str, files: Any, pending: Any = ()) -> list[str]:
+        return self.older.get(name, [])
+
+
+class Client(threading.Thread):
+    """Asks without a pause, and keeps every answer."""
+
+    def __init__(self, port: int) -> None:
+        super().__init__(daemon=True)
+        self.port = port
+        self.end = threading.Event()
+        self.answers: list[tuple[int, str, str]] = []
+
+    def run(self) -> None:
+        while not self.end.wait(0.01):
+            self.answers.append(self.ask())
+
+    def ask(self) -> tuple[int, str, str]:
+        """Status, release and device of one answer."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        try:
+            connection.request("POST", "/tell", b"hello", {"Content-Type": "text/plain"})
+            response = connection.getresponse()
+            body = json.loads(response.read())
+            return response.status, str(body.get("release")), str(body.get("device"))
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            return 0, repr(error), ""
+        finally:
+            connection.close()
+
+
+class Host:
+    """A host with two devices, and what is wanted of it."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self.fleet = fleet
+        self.units = Units()
+        (self.port,) = processes.free_ports(1)
+        self.root = fleet.nginx_folder()
+        self.wrapper = fleet.folder / "helpers" / "nginx"
+        self.wrapper.write_text(WRAPPER.format(nginx=environments.nginx(), root=self.root))
+        self.wrapper.chmod(0o755)
+
+    def service(self, **options: Any) -> Json:
+        common = {"name": "tell", "route": "/tell", "port": self.port, "wsgi_file": "app/tiny.py", "ready_path": "/"}
+        return {**common, "workers": 1, "listen": 64, "load_seconds": 8, "sample": SAMPLE, **options}
+
+    def wanted(self, release: str, devices: list[Json] | None = None, **options: Any) -> Json:
+        """All that is wanted, as the role rollout puts it together."""
+        devices = DEVICES if devices is None else devices
+        folder = self.fleet.folder / "releases" / release
+        if not folder.exists():
+            self.fleet.release(release, TINY, Path(sys.prefix))
+            (folder / "REVISION.json").write_text("{}")
+        published = {"id": release, "dir": str(folder), "environment": ""}
+        services = [self.service(**options)]
+        upstreams = [{"service": "tell", "device": one["name"], "address": ""} for one in devices]
+        files, links = self.fleet.configuration(services, upstreams, site_listen_addresses=["127.0.0.1"])
+        nginx = {"files": files, "links": links, "ports": [], "wait_seconds": 20}
+        return {
+            **dict.fromkeys(RECORDED),
+            "release": published,
+            "services": [{"name": "tell"}],
+            "vassals": self.fleet.vassals(services, published, devices),
+            "devices": devices,
+            "units": [{"name": f"emperor@{one['name']}", "device": one["name"], "files": []} for one in devices],
+            "files": [],
+            "folders": [],
+            "nginx": nginx,
+            "nginx_unit": {"name": "nginx", "files": []},
+            "manager": "systemd",
+            "group": GROUP,
+            "stop_seconds": 20,
+        }
+
+    def places(self) -> Json:
+        state = self.fleet.folder / "state"
+        return {
+            **self.fleet.folders(),
+            "nginx_root": str(self.root),
+            "nginx_state_file": str(state / "nginx.json"),
+            "nginx_program": str(self.wrapper),
+            "pid_file": str(self.fleet.folder / "nginx.pid"),
+            "drained_file": str(state / "drained.json"),
+            "deployed_file": str(state / "deployed.json"),
+            "deployments_dir": str(state / "deployments"),
+        }
+
+    def switch(self, wanted: Json, **options: Any) -> Switch:
+        given = {
+            "state": "present", "record": "", "settle": True, "forget": False, "may_stop": False, "switch": "auto",
+            "nginx_test": True, "run": RUN,
+        }  # fmt: skip
+        return Switch({**wanted, **self.places(), **given, **options})
+
+    def go(self, wanted: Json, **options: Any) -> Switch:
+        """Apply and record, as the module does."""
+        switch = self.switch(wanted, **options)
+        switch.apply()
+        if switch.options["settle"]:
+            switch.record(forget=switch.options["forget"])
+        return switch
+
+    def deployments(self) -> Deployments:
+        places = self.places()
+        return Deployments(Path(places["deployed_file"]), Path(places["deployments_dir"]))
+
+    def restore(self, record: str, **options: Any) -> Switch:
+        return self.go(self.deployments().read(record), state="restored", record=record, **options)
+
+    def upstream(self) -> list[str]:
+        text = (self.root / "upstreams" / "tell.conf").read_text()
+        return [line.strip() for line in text.splitlines() if line.strip().startswith("server ")]
+
+    def vassals(self) -> list[str]:
+        """Release of each vassal that has a file, by device."""
+        return sorted(
+            f"{path.parent.parent.name} {path.stem.split('--')[1].rpartition('-')[0]}"
+            for path in self.fleet.devices_dir.glob("*/vassals/*.ini")
+        )
+
+    @contextmanager
+    def load(self) -> Iterator[list[tuple[int, str, str]]]:
+        """Clients that ask all the while; each must get its answer."""
+        clients = [Client(self.port) for _ in range(3)]
+        answers: list[tuple[int, str, str]] = []
+        for client in clients:
+            client.start()
+        time.sleep(0.2)
+        try:
+            yield answers
+        finally:
+            for client in clients:
+                client.end.set()
+            for client in clients:
+                client.join()
+                answers += client.answers
+        failed = [one for one in answers if one[0] != 200]
+        assert not failed, f"{len(failed)} of {len(answers)} failed: {failed[:3]}"
+
+
+@pytest.fixture
+def host(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
+    """A host that serves release r1 on two devices."""
+    host = Host(fleet)
+    monkeypatch.setattr(release_switch, "manager", lambda kind: host.units)
+    monkeypatch.setattr(release_switch, "note", lambda *arguments, **fields: "")
+    with fleet.emperor("one"), fleet.emperor("two"):
+        host.go(host.wanted("r1"))
+        with fleet.nginx([host.port]):
+            # The module starts it after it has placed the files; this one was started by hand.
+            host.go(host.wanted("r1"))
+            yield host
+
+
+def test_a_release_is_switched_under_load_and_a_second_time_nothing_is_done(host: Host) -> None:
+    assert host.vassals() == ["one r1", "two r1"]
+    plan = host.switch(host.wanted("r2")).plan()
+    assert (plan["changed"], plan["stops"]) == (True, [])
+    assert host.vassals() == ["one r1", "two r1"], "a plan does nothing"
+    with host.load() as answers:
+        host.go(host.wanted("r2"))
+    releases = [release for _, release, _ in answers]
+    assert set(releases) == {"r1", "r2"}
+    assert host.vassals() == ["one r2", "two r2"]
+    assert not list(host.fleet.run_dir.glob("*/*r1*")), "no socket is left"
+    again = host.switch(host.wanted("r2"))
+    assert again.plan()["steps"] == []
+    again.apply()
+    assert again.did == []
+
+
+def test_until_it_has_settled_the_former_release_helps_out_and_going_back_is_a_reload(host: Host) -> None:
+    former = host.deployments().current()["record"]
+    host.go(host.wanted("r2"), settle=False)
+    assert host.vassals() == ["one r1", "one r2", "two r1", "two r2"]
+    assert len([line for line in host.upstream() if line.endswith(" backup max_fails=0;")]) == 2
+    site = (host.root / "sites-enabled" / "tell.conf").read_text()
+    assert "uwsgi_next_upstream error timeout non_idempotent;" in site
+    # The new release dies on both devices, again and again.
+    with host.load() as answers:
+        for path in host.fleet.devices_dir.glob("*/vassals/*r2*.ini"):
+            stats = Path(host.fleet.run_dir, path.parent.parent.name, f"{path.stem}.sock")
+            stats.unlink()
+        time.sleep(0.5)
+        began = time.monotonic()
+        host.restore(former, forget=True)
+        assert time.monotonic() - began < 15
+    assert "r1" in {release for _, release, _ in answers}
+    assert host.vassals() == ["one r1", "two r1"]
+    assert not [line for line in host.upstream() if "backup" in line]
+    current = host.deployments().current()
+    assert (current["record"], current["former"]) == (former, "")
+
+
+def test_a_switch_that_was_cut_off_before_it_settled_is_finished_by_the_next(host: Host) -> None:
+    host.go(host.wanted("r2"), settle=False)
+    with host.load():
+        done = host.go(host.wanted("r2"))
+    assert done.did
+    assert host.vassals() == ["one r2", "two r2"]
+    assert host.deployments().current()["id"] == "r2"
+
+
+@pytest.mark.parametrize("mode", ["beside", "in_place"])
+def test_a_release_that_answers_wrongly_is_taken_back(host: Host, mode: str) -> None:
+    record = host.deployments().current()["record"]
+    bad = host.wanted("r2", environment={"TINY_ANSWER": "43"}, load_seconds=3)
+    with host.load() as answers, pytest.raises(SwitchError, match="the sample has a wrong answer"):
+        host.go(bad, switch=mode)
+    assert {release for _, release, _ in answers} == {"r1"}
+    assert host.vassals() == ["one r1", "two r1"]
+    assert not [line for line in host.upstream() if "down" in line]
+    assert host.deployments().current()["record"] == record
+
+
+def test_where_memory_is_short_one_device_after_the_other_is_out(host: Host) -> None:
+    with host.load() as answers:
+        host.go(host.wanted("r2"), switch="in_place")
+    assert Counter(release for _, release, _ in answers).keys() == {"r1", "r2"}
+    assert host.vassals() == ["one r2", "two r2"]
+    assert not [line for line in host.upstream() if "down" in line]
+
+
+def test_the_last_device_that_serves_is_not_stopped(host: Host) -> None:
+    only = host.wanted("r1", DEVICES[:1])
+    host.go(only)
+    assert host.vassals() == ["one r1"], "the other device is gone"
+    assert host.units.told[-2:] == ["remove uwsgi-emperor@two", "reread"]
+    new = host.wanted("r2", DEVICES[:1])
+    assert "no other device of this host serves" in host.switch(new, switch="in_place").plan()["stops"][0]
+    with host.load(), pytest.raises(Outage, match="-e allow_outage=true"):
+        host.go(new, switch="in_place")
+    assert host.vassals() == ["one r1"]
+    host.go(new, switch="in_place", may_stop=True)
+    assert host.vassals() == ["one r2"]
+
+
+def test_an_emperor_restarts_with_its_device_out(host: Host) -> None:
+    seen: list[list[str]] = []
+    host.units.older = {"emperor@one": ["emperor.ini"]}
+    restart = host.units.restart
+
+    def noted(name: str) -> None:
+        seen.append(host.upstream())
+        restart(name)
+
+    host.units.restart = noted  # type: ignore[method-assign]
+    plan = host.switch(host.wanted("r1")).plan()
+    assert plan["steps"] == ["restart emperor@one, since emperor.ini changed"]
+    assert plan["stops"] == []
+    with host.load():
+        host.go(host.wanted("r1"))
+    assert host.units.told == ["restart emperor@one"]
+    assert [line.endswith(" down;") for line in seen[0]] == [True, False]
+    assert not [line for line in host.upstream() if "down" in line]
+
+
+def test_a_restart_of_nginx_or_of_the_last_emperor_has_to_be_allowed(host: Host) -> None:
+    host.units.older = {"nginx": ["fleet.conf"]}
+    assert host.switch(host.wanted("r1")).plan()["stops"] == ["restart nginx, since fleet.conf changed"]
+    with pytest.raises(Outage, match=r"nginx must restart, since fleet\.conf changed"):
+        host.go(host.wanted("r1"))
+    assert host.units.told == []
+    host.go(host.wanted("r1"), may_stop=True)
+    assert host.units.told == ["restart nginx"]
+
+
+def test_a_drained_device_stays_out_over_a_switch(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    places = {name: path for name, path in host.places().items() if not name.startswith(("run_", "log_", "deploy"))}
+    drain = {"device": "one", "run": RUN, "wait_seconds": 20, **places}
+    drain_module = ansible_modules.load("modules", "device_drain")
+    monkeypatch.setattr(drain_module, "note", lambda *arguments, **fields: "")
+    with host.load():
+        done = ansible_modules.call(drain_module, {**drain, "state": "drained", "why": "a new fan"})
+        assert done["changed"], done
+        assert done["drained"]["one"]["why"] == "a new fan"
+    assert {Client(host.port).ask()[2] for _ in range(10)} == {"two"}
+    refused = ansible_modules.call(drain_module, {**drain, "state": "drained", "device": "two"})
+    assert refused["failed"]
+    assert "two is the only device of this host that takes requests" in refused["msg"]
+    unknown = ansible_modules.call(drain_module, {**drain, "state": "drained", "device": "three"})
+    assert "no device 'three'; it has: one, two" in unknown["msg"]
+    with host.load() as answers:
+        host.go(host.wanted("r2"))
+    assert {device for _, _, device in answers} == {"two"}
+    assert not ansible_modules.call(drain_module, {**drain, "state": "drained"})["changed"]
+    with host.load():
+        assert ansible_modules.call(drain_module, {**drain, "state": "undrained"})["changed"]
+    assert not [line for line in host.upstream() if "down" in line]
+    assert Drained(Path(host.places()["drained_file"])).read() == {}
+
+
+def test_a_configuration_that_nginx_refuses_starts_nothing(host: Host) -> None:
+    bad = host.wanted("r2")
+    for one in bad["nginx"]["files"]:
+        one["content"] = one["content"].replace("server_name _;", "server_name _; nonsense on;")
+    with host.load(), pytest.raises(SwitchError, match='unknown directive "nonsense"'):
+        host.go(bad)
+    assert host.vassals() == ["one r1", "two r1"]
+
+
+def test_back_and_forth_between_deployments(host: Host) -> None:
+    deployments = host.deployments()
+    first = deployments.current()["record"]
+    host.go(host.wanted("r2"))
+    second = deployments.current()
+    assert (second["id"], second["former"], deployments.former()) == ("r2", first, first)
+    assert deployments.of_release("r1") == first
+    with host.load() as answers:
+        host.restore(first)
+    assert answers[-1][1] == "r1"
+    assert (deployments.current()["id"], deployments.former()) == ("r1", second["record"])
+    with pytest.raises(LookupError, match="nothing"):
+        deployments.read("nothing")
+    (host.fleet.folder / "releases" / "r2" / "REVISION.json").unlink()
+    assert deployments.names() == [first], "a release that is gone cannot be gone back to"
+
+
+# ---- memory
+
+
+@pytest.fixture
+def measured(host: Host, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Callable[..., str]]:
+    """A host whose memory is as the test says; gives why old and new do not fit."""
+
+    def make(free: int, of_process: int, device: dict[str, Any] | None = None) -> Callable[..., str]:
+        monkeypatch.setattr(release_switch.memory, "free_host_mib", lambda: free)  # type: ignore[attr-defined]
+        monkeypatch.setattr(release_switch.memory, "host_mib_of", lambda pid: of_process)  # type: ignore[attr-defined]
+        for name, value in (device or {}).items():
+            monkeypatch.setattr(release_switch.memory, name, lambda key, value=value: value)  # type: ignore[attr-defined]
+
+        def lacks(kind: str = "cpu", **options: Any) -> str:
+            wanted = host.wanted("r2", **options)
+            for one in wanted["devices"]:
+                one.update(kind=kind, uuid="GPU-1")
+            try:
+                return host.switch(wanted).lacks(["one", "two"])
+            finally:
+                for one in wanted["devices"]:
+                    one.update(kind="cpu", uuid="")
+
+        return lacks
+
+    return make
+
+
+def test_old_and_new_must_fit_into_the_hosts_memory(measured: Callable[..., Callable[..., str]]) -> None:
+    small = {"host_reserve_mib": 0, "host_memory_per_worker_mib": 4000}
+    assert measured(1000, 400)(**small) == "", "what runs takes 400 MiB on each device"
+    assert "need about 1200 MiB of host memory, and 1000 MiB are free" in measured(1000, 600)(**small)
+    assert "need about 8000 MiB" in measured(1000, 0)(**small), "nothing was measured, so what is configured counts"
+    assert "and 0 MiB are free" in measured(1000, 400)(**{**small, "host_reserve_mib": 1024})
+
+
+def test_old_and_new_must_fit_into_the_devices_memory(measured: Callable[..., Callable[..., str]]) -> None:
+    options = {"memory_per_worker_mib": 3000}
+    free = {"free_device_mib": 5000, "device_mib_of": 4000}
+    assert measured(90000, 1, free)("gpu", **options) == ""
+    assert "need about 4000 MiB of device memory, and 3000 MiB are free" in measured(
+        90000, 1, {**free, "free_device_mib": 3000}
+    )("gpu", **options)
+    # A MIG slice tells neither: 8 GiB less what the old workers are configured to take.
+    nobody = {"free_device_mib": None, "device_mib_of": None}
+    assert measured(90000, 1, nobody)("mig", **options) == ""
+    assert "need about 5000 MiB of device memory, and 3192 MiB are free" in measured(90000, 1, nobody)(
+        "mig", memory_per_worker_mib=5000
+    )
+
+
+# ---- upstream files
+
+
+def test_marks_and_asks_which_servers_are_out(tmp_path: Path, host: Host) -> None:
+    servers = ("unix:/run/a.sock weight=1", "127.0.0.1:91", "127.0.0.1:9100 weight=2 max_fails=3")
+    text = "".join(f"    server {server};\n" for server in servers)
+    out = mark(text, ["127.0.0.1:91", "/run/a.sock"], True)
+    assert [line.endswith(" down;") for line in out.splitlines()] == [True, True, False]
+    assert mark(out, ["127.0.0.1:91", "/run/a.sock"], True) == out
+    assert mark(out, ["127.0.0.1:91", "/run/a.sock"], False) == text
+    (tmp_path / "x.conf").write_text(out)
+    upstreams = Upstreams({**host.places(), "upstreams_dir": str(tmp_path)}, 5)
+    assert [upstreams.leads_to(one) for one in ("127.0.0.1:91", "127.0.0.1:9100", "/run/a.sock")] == [
+        False,
+        True,
+        False,
+    ]
