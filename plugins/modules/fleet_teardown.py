@@ -40,6 +40,8 @@ UNITS = Path("/etc/systemd/system")
 PROGRAMS = Path("/etc/supervisor/conf.d")
 NGINX = Path("/etc/nginx")
 KEEPALIVED = Path("/etc/keepalived/keepalived.conf")
+WWW = Path("/var/www")
+LOGS = Path("/var/log")
 #: A recommendation of something that was here before is no need.
 ONLY_DEPENDENCIES = (
     "-o",
@@ -259,12 +261,12 @@ class Teardown:
     def remove_left_by_packages(self, purged: list[str]) -> None:
         """Remove what Debian's packages make when they are installed and leave there when they are purged."""
         if "nginx-common" in purged:
-            self.remove(Path("/var/www/html/index.nginx-debian.html"))
-            self.remove_empty(Path("/var/www/html"))
-            self.remove_empty(Path("/var/www"))
-            self.remove(Path("/var/log/nginx"))
+            self.remove(WWW / "html" / "index.nginx-debian.html")
+            self.remove_empty(WWW / "html")
+            self.remove_empty(WWW)
+            self.remove(LOGS / "nginx")
         if "supervisor" in purged:
-            self.remove(Path("/var/log/supervisor"))
+            self.remove(LOGS / "supervisor")
 
     def remove_user(self) -> None:
         """Remove the user that a deploy made."""

@@ -78,6 +78,8 @@ class Machine:
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.root = folder
         places = {"UNITS": "units", "PROGRAMS": "programs", "NGINX": "etc/nginx", "KEEPALIVED": "keepalived.conf"}
+        # Without these the tests would clear folders of the machine that they run on.
+        places |= {"WWW": "www", "LOGS": "log"}
         for name, place in places.items():
             monkeypatch.setattr(teardown, name, folder / place)
         for place in ("units/multi-user.target.wants", "programs", "etc/nginx", "state", "opt/releases"):
