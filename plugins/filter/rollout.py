@@ -21,7 +21,9 @@ def size_of(entry: Any, total: int) -> int:
     return max(1, total * int(number) // 100) if text.endswith("%") else int(number)
 
 
-def rollout_batches(hosts: Iterable[str], serial: Collection[Any], alone: Collection[str] = ()) -> list[list[str]]:
+def rollout_batches(
+    hosts: Collection[str], serial: Collection[Any], alone: Collection[str] = (), unchanged: Collection[str] = ()
+) -> list[list[str]]:
     """Hosts in batches, as Ansible's own ``serial`` would make them.
 
     Args:
@@ -29,11 +31,13 @@ def rollout_batches(hosts: Iterable[str], serial: Collection[Any], alone: Collec
         serial: sizes; the last one repeats.
         alone: hosts that are taken out of service meanwhile; each gets a batch of its own, so that the others can
             take its requests.
+        unchanged: hosts that are only checked, all of them with the first batch; sizes count the others.
 
     Raises:
         AnsibleFilterError: a size is neither a number nor a percentage, or there is none.
     """
-    left = list(hosts)
+    checked = [host for host in hosts if host in unchanged]
+    left = [host for host in hosts if host not in unchanged]
     total = len(left)
     if not serial:
         raise AnsibleFilterError("rollout_serial is empty; it takes sizes of batches, for example [1, 25%, 100%].")
@@ -45,6 +49,8 @@ def rollout_batches(hosts: Iterable[str], serial: Collection[Any], alone: Collec
         together = [host for host in batch if host not in alone]
         batches += [together] if together else []
         batches += [[host] for host in batch if host in alone]
+    if checked:
+        batches[:1] = [checked + (batches[0] if batches else [])]
     return batches
 
 

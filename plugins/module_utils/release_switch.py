@@ -354,16 +354,18 @@ class Switch:
             if self.lacks([device]):
                 self.in_place(device, waiting)
             else:
-                self.beside([device], waiting)
+                # The next device needs the memory of the old ones at once.
+                self.beside([device], waiting, keep=False)
         # What no old vassal was in the way of.
         self.beside(list(self.devices), ())
 
-    def beside(self, devices: Collection[str], waiting: Collection[str]) -> None:
+    def beside(self, devices: Collection[str], waiting: Collection[str], *, keep: bool = True) -> None:
         """New vassals start beside the old ones of some devices; then the old ones go.
 
         Args:
             devices: those that are switched.
             waiting: those that are not switched yet.
+            keep: whether the old ones run on until the new ones have settled.
         """
         wanted = [one for one in self.vassals.vassals if one.device in devices and one.device not in waiting]
         started = self.vassals.start(wanted)
@@ -372,7 +374,8 @@ class Switch:
         except NginxError:
             self.vassals.remove([one.path for one in started if not self.vassals.asked(one.path)])
             raise
-        self.retire(devices)
+        if self.options["settle"] or not keep:
+            self.retire(devices)
         self.say_switched(started)
 
     def in_place(self, device: str, waiting: Collection[str]) -> None:
@@ -413,9 +416,7 @@ class Switch:
             self.did.append("loaded another configuration of nginx")
 
     def retire(self, devices: Collection[str]) -> None:
-        """Stop the vassals of some devices that nothing asks any more; not before the new ones have settled."""
-        if not self.options["settle"]:
-            return
+        """Stop the vassals of some devices that nothing asks any more."""
         doomed = [path for path in self.vassals.unwanted() if path.parent.parent.name in devices]
         self.vassals.remove(doomed)
         self.did += [f"stopped vassal {name}" for name in self.vassals.names(doomed)]
@@ -467,7 +468,10 @@ class Switch:
         at = now()
         restored = self.options["record"] if self.options["state"] == "restored" else ""
         name = restored or self.deployments.add(content, at)
-        if name != self.deployments.current().get("record"):
+        changed = name != self.deployments.current().get("record")
+        if changed:
             self.deployments.enforce(name, at, self.run, forget=forget)
             self.did.append(f"noted the deployment {name}")
-            note(self.run, "deployed", record=name, release=self.options["release"]["id"])
+        if changed or (restored and self.did):
+            event = "deployed" if not restored else "walked_back" if forget else "rolled_back"
+            note(self.run, event, record=name, release=self.options["release"]["id"])

@@ -16,6 +16,7 @@ options:
   environment: {description: Id of the environment., type: str, required: true}
   uwsgi: {description: Version of uWSGI that emperors run., type: str, required: true}
   incoming: {description: Folder with the copied archives., type: path, default: /opt/fleet/incoming}
+  run: {description: "Who does this, for the audit log.", type: dict, default: {}}
   keep: {description: Releases to keep., type: int, default: 3}
   devices_dir: {description: Folder of devices; releases named by vassals there are kept., type: path, default: /etc/fleet/devices}
   deployed_file: {description: Which deployment is in force., type: path, default: /etc/fleet/deployed.json}
@@ -30,6 +31,7 @@ import sys
 import tarfile
 from pathlib import Path
 
+from ansible.module_utils.audit import note
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.deployments import Deployments
 
@@ -205,6 +207,7 @@ def main() -> None:
             "environment": {"type": "str", "required": True},
             "uwsgi": {"type": "str", "required": True},
             "incoming": {"type": "path", "default": "/opt/fleet/incoming"},
+            "run": {"type": "dict", "default": {}},
             "keep": {"type": "int", "default": 3},
             "devices_dir": {"type": "path", "default": "/etc/fleet/devices"},
             "deployed_file": {"type": "path", "default": "/etc/fleet/deployed.json"},
@@ -229,6 +232,8 @@ def main() -> None:
         module.fail_json(
             msg=f"{error}. Is the disk full? (df -h {host.root}) A deploy that was cut off may simply be run again."
         )
+    if changed:
+        note(module.params["run"], "release_installed", release=host.id, environment=host.environment.name)
     revision = json.loads((host.release / "REVISION.json").read_text())
     module.exit_json(changed=changed, revision={key: revision[key] for key in ("id", "version", "created")})
 

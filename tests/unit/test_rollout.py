@@ -33,6 +33,12 @@ def test_a_host_that_leaves_service_has_a_batch_of_its_own() -> None:
     assert rollout.rollout_batches([], [1]) == []
 
 
+def test_hosts_without_a_change_are_only_checked_at_the_start() -> None:
+    batches = rollout.rollout_batches(HOSTS[:6], [1, "100%"], alone=["h5"], unchanged=["h1", "h4"])
+    assert batches == [["h1", "h4", "h2"], ["h3", "h6"], ["h5"]]
+    assert rollout.rollout_batches(HOSTS[:3], [1, "100%"], unchanged=HOSTS) == [HOSTS[:3]]
+
+
 @pytest.mark.parametrize("serial", [[0], ["x"], ["-5%"], [], [1.5]])
 def test_a_size_that_is_none_is_refused(serial: list[Any]) -> None:
     with pytest.raises(AnsibleFilterError, match="rollout_serial"):
