@@ -1,7 +1,9 @@
 """An edge: which hosts get requests, and how; with a real nginx in front of hosts that this test plays."""
 
+import contextlib
 import fcntl
 import http.client
+import io
 import json
 import os
 import re
@@ -133,11 +135,12 @@ class Edge:
         )
 
     def call(self, verb: str, *arguments: str) -> tuple[int, Json]:
-        """Exit status and result of a verb."""
-        process = self.begin(verb, *arguments)
-        out, err = process.communicate(timeout=60)
-        assert out, err
-        return process.returncode, json.loads(out)
+        """Exit status and result of a verb, within this process: quicker than a Python of its own."""
+        output = io.StringIO()
+        run = [] if verb in {"status", "alive"} else ["--run", json.dumps(RUN)]
+        with contextlib.redirect_stdout(output):
+            status = fleet_edge.main(["--settings", str(self.settings), verb, *run, *arguments])
+        return status, json.loads(output.getvalue())
 
     def do(self, verb: str, *arguments: str) -> Json:
         status, result = self.call(verb, *arguments)
@@ -510,8 +513,9 @@ def test_one_at_a_time(edge: Edge) -> None:
 
 
 def test_none_is_lost_when_many_join_at_once(edge: Edge) -> None:
-    with ThreadPoolExecutor() as pool:
-        list(pool.map(edge.join, [f"host-{number}" for number in range(8)]))
+    arguments = ["--address=10.0.0.1", '--services={"ocr": 8100}']
+    runs = [edge.begin("join", f"host-{number}", *arguments) for number in range(8)]
+    assert [(run.communicate(), run.returncode)[1] for run in runs] == [0] * 8
     assert len(edge.servers()) == len(edge.members()) == 8
 
 
