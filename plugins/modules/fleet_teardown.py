@@ -247,7 +247,7 @@ class Teardown:
         if not self.really:
             self.did.append(f"purged {' '.join(self.packages)}")
             return
-        if not self.systemd and "supervisor" in self.packages and shutil.which("supervisorctl"):
+        if isinstance(self.manager, Supervisor) and "supervisor" in self.packages and self.manager.alive():
             self.command("service", "supervisor", "stop")
         doomed = self.removable()
         if doomed:

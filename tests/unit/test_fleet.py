@@ -208,7 +208,16 @@ def test_what_ansible_says_better_is_left_to_it(project: Project, tmp_path: Path
     assert called(project, "deploy", "x", "-i", tmp_path / "none.yml", "--no-such")[:2] == ["--limit", "x"]
 
 
-@pytest.mark.parametrize("options", [["-i", "x", "gpu-host-1"], ["-e", "why=x", "gpu-host-1", "--check"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["-i", "x", "gpu-host-1"],
+        ["-e", "why=x", "gpu-host-1", "--check"],
+        ["-i", "--json", "gpu-host-1"],
+        ["-ix", "-K", "gpu-host-1"],
+    ],
+    ids=" ".join,
+)
 def test_hosts_in_the_wrong_place_are_refused(project: Project, options: list[str]) -> None:
     """Ansible's own answer to that has eighty lines."""
     done = project.run("deploy", *options)
