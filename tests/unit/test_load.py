@@ -115,6 +115,10 @@ def test_silence_at_the_end_is_a_gap_too() -> None:
     assert load.report([ok(1.0, "old")], 0.9, 8.0)["longest_gap_seconds"] == pytest.approx(8.0 - 1.01)
 
 
+def test_waiting_for_a_long_request_after_the_end_is_none() -> None:
+    assert load.report([ok(1.0, "old", 9.0), ok(1.5, "old")], 0.9, 2.0)["longest_gap_seconds"] == pytest.approx(0.61)
+
+
 def test_report_of_a_load_without_any_answer() -> None:
     found = load.report([Record(1.0, 2.0, error="ConnectionRefusedError: no")], 1.0, 2.0)
     assert (found["failed"], found["longest_gap_seconds"], found["members"]) == (1, 1.0, {})
