@@ -2,10 +2,12 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tree
@@ -80,18 +82,41 @@ def test_every_variable_of_the_example_exists() -> None:
     """Those that are commented out too: they are there to be uncommented."""
     known = {name for role in variables.roles() for name in variables.main_entry(role).get("options") or {}}
     used = names(yaml.safe_load((EXAMPLE / "hosts.yml").read_text()))
-    for path in [*EXAMPLE.glob("group_vars/*.yml"), *EXAMPLE.glob("host_vars/*.yml")]:
+    for path in [*EXAMPLE.glob("group_vars/**/*.yml"), *EXAMPLE.glob("host_vars/*.yml")]:
         used |= set(re.findall(r"^(?:# )?([a-z_]+):(?: |$)", path.read_text(), re.MULTILINE))
-    assert {"services", "ansible_host", "emperor_environment"} <= used
+    assert {"services", "ansible_host", "ansible_user", "emperor_environment", "edge_virtual_address"} <= used
     assert not {name for name in used if not name.startswith("ansible_")} - known
 
 
-def test_example_is_an_inventory_of_two_hosts() -> None:
+def inventory_of(folder: Path, *more: str | Path) -> dict[str, Any]:
     program = Path(sys.executable).parent / "ansible-inventory"
-    done = subprocess.run([program, "-i", EXAMPLE, "--list"], capture_output=True, text=True, check=True)
-    inventory = json.loads(done.stdout)
-    assert inventory["inference"]["hosts"] == ["gpu-host-1", "gpu-host-2"]
+    done = subprocess.run([program, "-i", folder, "--list", *more], capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout)
+    assert isinstance(found, dict)
+    return found
+
+
+def test_example_is_an_inventory_of_two_edges_and_three_hosts() -> None:
+    inventory = inventory_of(EXAMPLE)
+    assert inventory["edge"]["hosts"] == ["edge-1", "edge-2"]
+    assert inventory["inference"]["hosts"] == ["gpu-host-1", "gpu-host-2", "gpu-host-3"]
     assert inventory["_meta"]["hostvars"]["gpu-host-2"]["site_device_weights"] == {"gpu0": 2}
+    assert inventory["_meta"]["hostvars"]["edge-1"]["ansible_user"] == "admin"
+
+
+def test_the_vault_of_the_example_holds_what_the_other_files_name(tmp_path: Path) -> None:
+    copy = tmp_path / "mysite"
+    shutil.copytree(EXAMPLE, copy)
+    vault = copy / "group_vars" / "all" / "vault.yml"
+    shutil.copy(vault.with_name("vault.yml.example"), vault)
+    password = tmp_path / "password"
+    password.write_text("a password\n")
+    program = Path(sys.executable).parent / "ansible-vault"
+    subprocess.run([program, "encrypt", vault, "--vault-password-file", password], capture_output=True, check=True)
+    found = inventory_of(copy, "--vault-password-file", password)["_meta"]["hostvars"]["gpu-host-1"]
+    used = {name for path in copy.rglob("*.yml") for name in re.findall(r"\{\{ (vault_\w+) \}\}", path.read_text())}
+    assert used
+    assert used == {name for name in found if name.startswith("vault_")}
 
 
 def test_deploy_takes_the_example() -> None:
