@@ -20,7 +20,7 @@ import bootstrap
 import wheelhouse  # what picks the packages of a release
 
 CACHE = tree.ROOT / ".cache"
-TORCH_BUILDS = tree.ROOT / "roles" / "release" / "vars" / "torch_builds.yml"
+TORCH_BUILDS = tree.ROOT / "roles" / "release" / "vars" / "main" / "torch_builds.yml"
 
 
 class Unavailable(Exception):

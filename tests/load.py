@@ -56,6 +56,8 @@ class Record:
     host: str = ""
     error: str = ""
     reconnects: int = 0
+    #: Seconds that it asked the model to take.
+    sleep: float = 0.0
 
     @property
     def member(self) -> str:
@@ -133,7 +135,7 @@ def send(url: urllib.parse.SplitResult, body: dict[str, Any], options: argparse.
         finally:
             connection.close()
     except (OSError, http.client.HTTPException) as error:
-        return Record(start, now(), error=f"{type(error).__name__}: {error}")
+        return Record(start, now(), error=f"{type(error).__name__}: {error}", sleep=body.get("sleep", 0.0))
     end = now()
     error_text, answer = complaint(body, request_id, response.status, response.headers.get("X-Request-ID"), text)
     model = answer.get("model")
@@ -146,6 +148,7 @@ def send(url: urllib.parse.SplitResult, body: dict[str, Any], options: argparse.
         response.headers.get("X-Fleet-Host", ""),
         error_text,
         tries,
+        body.get("sleep", 0.0),
     )
 
 
@@ -201,8 +204,8 @@ def run(options: argparse.Namespace) -> tuple[list[Record], float, float]:
     def client() -> None:
         while (number := schedule.take()) is not None:
             body: dict[str, Any] = {"number": number, "text": uuid.uuid4().hex}
-            if options.sleep:
-                body["sleep"] = options.sleep
+            if options.long_every and number % options.long_every == 0:
+                body["sleep"] = options.long_seconds
             records.append(send(url, body, options))
 
     began = now()
@@ -271,8 +274,8 @@ def pauses_of(answers: Iterable[Record], least: float = PAUSE_SECONDS) -> list[l
     return [[round(before, 3), round(after, 3)] for before, after in itertools.pairwise(ends) if after - before > least]
 
 
-def report(records: Sequence[Record], began: float, ended: float, url: str = "", sleep: float = 0.0) -> dict[str, Any]:
-    """Sum up a load whose requests take ``sleep`` seconds at least."""
+def report(records: Sequence[Record], began: float, ended: float, url: str = "") -> dict[str, Any]:
+    """Sum up a load; the times that long requests take count for themselves."""
     good = [record for record in records if not record.error]
     bad = sorted((record for record in records if record.error), key=lambda record: record.start)
     # Without any answer from the beginning, or until the end, is a gap as well.
@@ -285,12 +288,13 @@ def report(records: Sequence[Record], began: float, ended: float, url: str = "",
             "count": len(own),
             "first": round(min(record.start for record in own), 3),
             "last": round(max(record.end for record in own), 3),
-            "pauses": pauses_of(own, PAUSE_SECONDS + sleep),
+            "pauses": pauses_of(own),
             "last_release": max(own, key=lambda record: record.start).release,
             **releases_of(own),
         }
-    taken = [record.end - record.start for record in good]
-    slow = [record.start for record in records if record.end - record.start > SLOW_SECONDS + sleep]
+    taken = [record.end - record.start for record in good if not record.sleep]
+    slow = [record.start for record in records if record.end - record.start > SLOW_SECONDS + record.sleep]
+    long = [record for record in good if record.sleep]
     return {
         "url": url,
         "began": round(began, 3),
@@ -311,6 +315,11 @@ def report(records: Sequence[Record], began: float, ended: float, url: str = "",
             "max": round(max(taken, default=0.0) * 1000, 1),
         },
         "slow": {"count": len(slow), "last_start": round(max(slow, default=0.0), 3)},
+        "long": {
+            "count": len(long),
+            "longest_seconds": round(max((one.end - one.start for one in long), default=0.0), 1),
+            "under_way_at_a_change": sum(member["straddled"] for member in members.values()),
+        },
         "longest_gap_seconds": round(gap, 3),
         "longest_gap_at": round(gap_at, 3),
         "members": members,
@@ -334,7 +343,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=600.0, help="longest time")
     parser.add_argument("--least", type=int, default=0, help="go on until so many requests, also when told to stop")
     parser.add_argument("--most", type=int, default=200_000, help="stop after so many requests")
-    parser.add_argument("--sleep", type=float, default=0.0, help="seconds that each request asks the model to take")
+    parser.add_argument("--long-every", type=int, default=0, metavar="N", help="each Nth request is a long one")
+    parser.add_argument("--long-seconds", type=float, default=10.0, help="how long the model shall take for it")
     parser.add_argument("--timeout", type=float, default=30.0, help="longest wait for an answer, in seconds")
     parser.add_argument("--connect-patience", type=float, default=0.0, help="seconds in which to try to connect again")
     parser.add_argument("--stop-file", type=Path, help="end when this file is there")
@@ -353,7 +363,7 @@ def main() -> int:
     if options.records:
         lines = (json.dumps(asdict(one)) for one in sorted(records, key=lambda one: one.start))
         write(options.records, "\n".join(lines) + "\n")
-    found = report(records, began, ended, options.url, options.sleep)
+    found = report(records, began, ended, options.url)
     write(options.report, json.dumps(found, indent=2) + "\n")
     print(
         f"{found['count']} requests in {found['seconds']} s, {found['failed']} failed; "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ipaddress
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -30,9 +32,24 @@ def drained_at_edges(edges: Iterable[Mapping[str, Any]], host: str) -> bool:
     return any(((one.get("members") or {}).get(host) or {}).get("drained") for one in edges)
 
 
+def edge_addresses(hostvars: Mapping[str, Mapping[str, Any]], edges: Iterable[str]) -> list[str]:
+    """Addresses from which edges ask, as far as the inventory tells them; names are left out, which nginx would look up."""
+    found = []
+    for edge in edges:
+        variables = hostvars[edge]
+        for key in ("edge_peer_address", "ansible_host"):
+            with contextlib.suppress(KeyError, ValueError):
+                found.append(str(ipaddress.ip_address(variables[key])))
+    return found
+
+
 class FilterModule:
     """Filters of the roles edge and rollout."""
 
     def filters(self) -> dict[str, Any]:
         """Names that templates use."""
-        return {"edges_that_know": edges_that_know, "drained_at_edges": drained_at_edges}
+        return {
+            "edges_that_know": edges_that_know,
+            "edge_addresses": edge_addresses,
+            "drained_at_edges": drained_at_edges,
+        }

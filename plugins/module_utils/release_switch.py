@@ -59,6 +59,7 @@ class Switch:
         self.pending: list[str] = []
         self.nginx: dict = options["nginx"]
         self.upstreams = Upstreams(options, self.nginx["wait_seconds"])
+        self.was_ours = bool(self.upstreams.folder([], []).state.get("placed"))
         self.drained = set(Drained(Path(options["drained_file"])).read())
         self.deployments = Deployments(Path(options["deployed_file"]), Path(options["deployments_dir"]))
         self.did: list[str] = []
@@ -434,8 +435,8 @@ class Switch:
         """
         unit = self.options["nginx_unit"]
         if files := self.stale_nginx():
-            # Before the first deployment nothing leads requests here yet.
-            if self.deployments.current() and not self.options["may_stop"]:
+            # An nginx that was there before the first deploy had none of our requests.
+            if self.was_ours and not self.options["may_stop"]:
                 raise Outage(
                     f"nginx must restart, since {', '.join(files)} changed; requests would be refused meanwhile. "
                     "It was not restarted. To accept that: -e allow_outage=true"

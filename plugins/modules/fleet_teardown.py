@@ -40,6 +40,8 @@ UNITS = Path("/etc/systemd/system")
 PROGRAMS = Path("/etc/supervisor/conf.d")
 NGINX = Path("/etc/nginx")
 KEEPALIVED = Path("/etc/keepalived/keepalived.conf")
+WWW = Path("/var/www")
+LOGS = Path("/var/log")
 #: A recommendation of something that was here before is no need.
 ONLY_DEPENDENCIES = (
     "-o",
@@ -145,7 +147,8 @@ class Teardown:
     def remove_units(self) -> None:
         """Remove the files of our units."""
         for unit in self.units_of_edges():
-            for path in (*UNITS.glob(f"*.wants/{unit.name}"), UNITS / f"{unit.name}.d", unit):
+            links = [folder / unit.name for folder in UNITS.glob("*.wants")]
+            for path in (*links, UNITS / f"{unit.name}.d", unit):
                 self.remove(path)
         for pattern in ("*.wants/uwsgi-emperor@*", "uwsgi-emperor@*", "nginx.service.d/fleet.conf"):
             for path in sorted(UNITS.glob(pattern)):
@@ -212,7 +215,8 @@ class Teardown:
 
     def settle_nginx(self) -> None:
         """Have an nginx that was here before us serve what it served then."""
-        if "nginx" in self.packages or not self.really or not shutil.which("nginx"):
+        touched = any(str(NGINX) in one or "nginx.service.d" in one for one in self.did)
+        if not touched or "nginx" in self.packages or not self.really or not shutil.which("nginx"):
             return
         if not self.systemd:
             self.kept.append("nginx does not run now; if it did before: service nginx start")
@@ -249,9 +253,20 @@ class Teardown:
         if doomed:
             self.command("apt-get", "--yes", "-o", "DPkg::Lock::Timeout=120", "purge", *doomed)
             self.did.append(f"purged {' '.join(doomed)}")
+        self.remove_left_by_packages(doomed)
         needed = sorted(set(self.packages) - set(doomed))
         if needed:
             self.kept.append(f"packages that something else needs by now: {' '.join(needed)}")
+
+    def remove_left_by_packages(self, purged: list[str]) -> None:
+        """Remove what Debian's packages make when they are installed and leave there when they are purged."""
+        if "nginx-common" in purged:
+            self.remove(WWW / "html" / "index.nginx-debian.html")
+            self.remove_empty(WWW / "html")
+            self.remove_empty(WWW)
+            self.remove(LOGS / "nginx")
+        if "supervisor" in purged:
+            self.remove(LOGS / "supervisor")
 
     def remove_user(self) -> None:
         """Remove the user that a deploy made."""

@@ -101,8 +101,9 @@ def main() -> None:
     switch = Switch(options)
     # Without the texts of the vassals' files: nobody needs them, and they may hold secrets.
     vassals = [{name: value for name, value in one.items() if name != "ini"} for one in options["vassals"]]
-    serving = {name: options[name] for name in ("release", "services", "devices", "manager")}
-    result = {"former": former, "serving": {**serving, "vassals": vassals, "user": options["group"]}}
+    serving = {name: options[name] for name in ("release", "services", "manager")}
+    units = [one["name"] for one in options["units"]]
+    result = {"former": former, "serving": {**serving, "units": units, "vassals": vassals, "user": options["group"]}}
     try:
         if module.check_mode:
             module.exit_json(**switch.plan(), **result)

@@ -16,7 +16,9 @@ options:
     type: list
     elements: dict
     required: true
-  devices: {description: Names of the devices., type: list, elements: str, required: true}
+  units: {description: Units that must run beside nginx., type: list, elements: str, required: true}
+  members: {description: "On an edge: hosts that must be in service.", type: list, elements: str, default: []}
+  edge_program: {description: "On an edge: the program that knows its hosts.", type: path, default: /usr/local/lib/fleet/fleet-edge}
   manager: {description: Service manager., type: str, choices: [systemd, supervisor], required: true}
   user: {description: User of the workers., type: str, required: true}
   release: {description: Release that must answer., type: str, required: true}
@@ -29,6 +31,7 @@ options:
 import base64
 import functools
 import http.client
+import json
 import pwd
 import re
 from collections.abc import Callable
@@ -139,6 +142,17 @@ class Checks:
             raise Failed(f"processes of {self.options['user']} listen beyond loopback on {sorted(outside)}")
         return f"{self.options['user']} listens on nothing beyond loopback"
 
+    def member(self, name: str) -> str:
+        """An edge leads requests to a host, unless somebody has drained it."""
+        found = json.loads(self.module.run_command([self.options["edge_program"], "status"])[1])["members"].get(name)
+        if found is None:
+            raise Failed(f"{name} has not joined this edge")
+        if found["drained"]:
+            return f"drained by {found['drained']['by']}: {found['drained']['why'] or 'no reason given'}"
+        if not found["in_service"]:
+            raise Failed(f"{name} gets no requests: {found['probe']['reason']}")
+        return "in service"
+
     # ---- vassals
 
     def vassal_file(self, vassal: dict) -> str:
@@ -223,12 +237,16 @@ class Checks:
     def run(self) -> list[dict]:
         """Run all checks."""
         deploy = "./fleet deploy"
-        for device in self.options["devices"]:
-            unit = f"uwsgi-emperor@{device}"
-            self.check(f"emperor of {device}", functools.partial(self.unit, unit), self.look(unit))
+        for unit in self.options["units"]:
+            kind, _, device = unit.partition("@")
+            name = f"emperor of {device}" if kind == "uwsgi-emperor" else unit
+            self.check(name, functools.partial(self.unit, unit), self.look(unit))
         self.check("nginx", lambda: self.unit("nginx"), self.look("nginx"))
         self.check("open ports", self.open_ports, "see what holds the port: ss -ntlp; then ./fleet deploy")
-        self.check("closed ports", self.closed_ports, "see which process it is: ss -ntlp")
+        if self.options["user"]:
+            self.check("closed ports", self.closed_ports, "see which process it is: ss -ntlp")
+        for member in self.options["members"]:
+            self.check(f"host {member}", functools.partial(self.member, member), f"./fleet verify {member}")
         for vassal in self.options["vassals"]:
             label = f"{vassal['service']} on {vassal['device']}"
             self.check(f"{label}: vassal", functools.partial(self.vassal_file, vassal), deploy)
@@ -261,7 +279,9 @@ def main() -> None:
         argument_spec={
             "vassals": {"type": "list", "elements": "dict", "required": True},
             "services": {"type": "list", "elements": "dict", "required": True},
-            "devices": {"type": "list", "elements": "str", "required": True},
+            "units": {"type": "list", "elements": "str", "required": True},
+            "members": {"type": "list", "elements": "str", "default": []},
+            "edge_program": {"type": "path", "default": "/usr/local/lib/fleet/fleet-edge"},
             "manager": {"type": "str", "choices": ["systemd", "supervisor"], "required": True},
             "user": {"type": "str", "required": True},
             "release": {"type": "str", "required": True},

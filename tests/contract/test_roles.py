@@ -96,7 +96,7 @@ def test_variables_start_with_the_name_of_the_role(role: Path) -> None:
     public, internal = f"{role.name}_", f"__{role.name}_"
     names = [*defaults(role), *options(role)]
     assert not [name for name in names if name != role.name and not name.startswith(public)], "defaults and options"
-    found = [name for path in (role / "vars").glob("*.yml") for name in load(path)]
+    found = [name for path in (role / "vars").rglob("*.yml") for name in load(path)]
     assert not [name for name in found if not name.startswith(internal)], "vars"
 
 

@@ -801,6 +801,32 @@ def test_services_of_two_hosts_may_not_clash() -> None:
         services_of(one={"services": [OCR]}, two={"services": [{**CATS, "route": "/v1/parse"}]})
 
 
+def test_hosts_believe_the_addresses_of_their_edges() -> None:
+    """Not names: nginx would look them up, and not start without an answer."""
+    found = ansible_modules.load("filter", "edge").edge_addresses(
+        {
+            "a": {"ansible_host": "192.0.2.11"},
+            "b": {"ansible_host": "edge-2.example", "edge_peer_address": "fd00::2"},
+            "c": {},
+            "d": {"ansible_host": "192.0.2.14", "edge_peer_address": ""},
+        },
+        ["a", "b", "c", "d"],
+    )
+    assert found == ["192.0.2.11", "fd00::2", "192.0.2.14"]
+
+
+def test_only_inference_hosts_believe_them(fleet: Fleet) -> None:
+    inventory = {
+        "groups": {"edge": ["edge-1"], "inference": ["host1"]},
+        "hostvars": {"edge-1": {"ansible_host": "192.0.2.11"}, "host1": {}},
+    }
+    upstreams = [{"service": "ocr", "device": "gpu0", "address": "/run/fleet/gpu0/ocr.sock"}]
+    (host,) = fleet.sites([OCR], upstreams, **inventory)
+    assert "    set_real_ip_from 192.0.2.11;\n    real_ip_header X-Forwarded-For;\n" in host["site"]
+    (other,) = fleet.sites([OCR], upstreams, **{**inventory, "inventory_hostname": "edge-1"})
+    assert "real_ip" not in other["site"]
+
+
 # ---- keepalived
 
 

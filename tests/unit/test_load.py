@@ -218,9 +218,12 @@ def test_it_stops_when_told_and_reports(url: str, tmp_path: Path, by: str) -> No
 
 
 def test_a_request_under_way_is_waited_for(url: str, tmp_path: Path) -> None:
-    found = result(start(url, tmp_path, "--sleep", "1", "--clients", "1", "--most", "1"), tmp_path)
+    found = result(
+        start(url, tmp_path, "--long-every", "1", "--long-seconds", "1", "--clients", "1", "--most", "1"), tmp_path
+    )
     assert (found["count"], found["failed"]) == (1, 0)
-    assert found["latency_ms"]["max"] >= 1000
+    assert found["long"] == {"count": 1, "longest_seconds": 1.0, "under_way_at_a_change": 0}
+    assert found["latency_ms"]["max"] == found["slow"]["count"] == 0
 
 
 def test_a_refused_connection_is_a_failure_at_once(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from stack import Json
 release_build = ansible_modules.load("modules", "release_build")
 release_install = ansible_modules.load("modules", "release_install")
 UV = Path(sys.executable).parent / "uv"
-BUILDS = yaml.safe_load((tree.ROOT / "roles/release/vars/torch_builds.yml").read_text())["__release_torch_builds"]
+BUILDS = yaml.safe_load((tree.ROOT / "roles/release/vars/main/torch_builds.yml").read_text())["__release_torch_builds"]
 CPU = {"python": "3.11", "arch": "x86_64", "torch": "cpu"}
 
 # ---- made on the controller

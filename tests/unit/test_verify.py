@@ -70,7 +70,13 @@ class Host:
         folders["pid_file"] = str(self.fleet.folder / "nginx.pid")
         return {
             **{"vassals": copy.deepcopy(self.vassals), "services": json.loads(json.dumps(found))},
-            **{"devices": ["one"], "manager": "supervisor", "user": USER, "release": "r1", "timeout_seconds": 5},
+            **{
+                "units": ["uwsgi-emperor@one"],
+                "manager": "supervisor",
+                "user": USER,
+                "release": "r1",
+                "timeout_seconds": 5,
+            },
             **folders,
         }
 

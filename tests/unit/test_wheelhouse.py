@@ -117,7 +117,9 @@ def test_a_torch_build_without_hash_needs_a_word_of_trust(tmp_path: Path) -> Non
 
 
 def test_the_known_torch_builds_fit_the_lock(locked: list[Requirement]) -> None:
-    builds = yaml.safe_load((tree.ROOT / "roles/release/vars/torch_builds.yml").read_text())["__release_torch_builds"]
+    builds = yaml.safe_load((tree.ROOT / "roles/release/vars/main/torch_builds.yml").read_text())[
+        "__release_torch_builds"
+    ]
     (torch,) = [one for one in locked if one.name == "torch"]
     assert builds["cuda"]["version"] == torch.version
     assert builds["cpu"]["version"] == f"{torch.version}+cpu"
