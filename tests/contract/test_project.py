@@ -1,6 +1,7 @@
 """Promises of the project as a whole: commands, verbs, locks, and what no file may hold."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -16,6 +17,8 @@ from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 ROOT = tree.ROOT
+#: What ./fleet runs without a playbook.
+WITHOUT_PLAYBOOK = ["test", "bench"]
 VERBS = sorted(path.stem for path in (ROOT / "playbooks").glob("*.yml"))
 
 
@@ -54,7 +57,7 @@ def test_ci_runs_the_readmes_test_command() -> None:
 
 
 def test_documents_name_only_verbs_that_exist() -> None:
-    known = {*VERBS, "test", "help", "VERB"}
+    known = {*VERBS, *WITHOUT_PLAYBOOK, "help", "VERB"}
     bad = [
         f"{name}: ./fleet {verb}"
         for name, text in texts()
@@ -76,12 +79,19 @@ def test_every_verb_says_what_it_does() -> None:
 
 def test_every_verb_stands_in_the_readmes_table() -> None:
     rows = re.findall(r"^\|\s*`(?:\./fleet )?([a-z_-]+)[^|]*\|", (ROOT / "README.md").read_text(), re.MULTILINE)
-    assert {*VERBS, "test"} <= set(rows)
+    assert {*VERBS, *WITHOUT_PLAYBOOK} <= set(rows)
 
 
 def test_fleet_lists_every_verb() -> None:
     listed = subprocess.run([ROOT / "fleet"], capture_output=True, text=True, check=True).stdout
-    assert not [verb for verb in [*VERBS, "test"] if not re.search(rf"^  {verb} +\S", listed, re.MULTILINE)]
+    assert not [verb for verb in [*VERBS, *WITHOUT_PLAYBOOK] if not re.search(rf"^  {verb} +\S", listed, re.MULTILINE)]
+
+
+def test_every_benchmark_says_what_it_measures() -> None:
+    programs = [path for path in sorted((ROOT / "bench").iterdir()) if path.is_file() and os.access(path, os.X_OK)]
+    listed = subprocess.run([ROOT / "fleet", "bench"], capture_output=True, text=True, check=True).stdout
+    assert programs
+    assert not [path.name for path in programs if not re.search(rf"^  {path.name} +\S", listed, re.MULTILINE)]
 
 
 def test_no_task_ignores_errors() -> None:

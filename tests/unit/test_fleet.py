@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -57,14 +58,40 @@ def project(tmp_path: Path) -> Project:
 def test_without_verb_it_lists_the_verbs_and_what_they_do(project: Project) -> None:
     done = project.run()
     assert done.returncode == 0
-    assert [line.split(maxsplit=1) for line in done.stdout.splitlines() if line.startswith("  ")][:3] == [
+    summaries = dict(re.findall(r"^(test|bench)_summary='(.*)'$", project.fleet.read_text(), re.MULTILINE))
+    assert [line.split(maxsplit=1) for line in done.stdout.splitlines() if line.startswith("  ")][:4] == [
+        ["bench", summaries["bench"]],
         ["deploy", "Does deploy"],
         ["status", "Does status"],
-        [
-            "test",
-            next(line.split("'")[1] for line in project.fleet.read_text().splitlines() if "test_summary='" in line),
-        ],
+        ["test", summaries["test"]],
     ]
+
+
+def test_bench_runs_the_program_and_lists_those_that_there_are(project: Project) -> None:
+    (project.folder / "bench").mkdir()
+    (project.folder / "bench" / "helper.py").write_text("no program\n")
+    program = project.folder / "bench" / "speed"
+    program.write_text("#!/bin/sh\n# Measures speed\nprintf '%s\\n' \"$@\"\nexit 3\n")
+    program.chmod(0o755)
+    listed = project.run("bench")
+    assert listed.returncode == 0
+    assert [line.split(maxsplit=1) for line in listed.stdout.splitlines()[2:]] == [["speed", "Measures speed"]]
+    done = project.run("bench", "speed", "--hosts", "1,5")
+    assert (done.returncode, done.stdout.split()) == (3, ["--hosts", "1,5"])
+    for name in ("helper.py", "../fleet", "slow"):
+        refused = project.run("bench", name)
+        assert (refused.returncode, refused.stdout) == (2, "")
+        assert f"there is no benchmark '{name}'" in refused.stderr
+
+
+def test_mitogen_is_used_when_it_is_asked_for(project: Project) -> None:
+    folder = project.folder / ".venv" / "lib" / "python3.11" / "site-packages" / "ansible_mitogen"
+    strategies = folder / "plugins" / "strategy"
+    strategies.mkdir(parents=True)
+    ansible = project.folder / ".venv" / "bin" / "ansible-playbook"
+    ansible.write_text('#!/bin/sh\necho "$ANSIBLE_STRATEGY" "$ANSIBLE_STRATEGY_PLUGINS"\n')
+    assert project.run("deploy", "-i", "x").stdout.split() == []
+    assert project.run("deploy", "-i", "x", FLEET_MITOGEN="1").stdout.split() == ["mitogen_linear", str(strategies)]
 
 
 def test_an_unknown_verb_is_refused_with_the_nearest_one(project: Project) -> None:
