@@ -31,7 +31,7 @@ def test_a_row_for_each_fleet_compares_with_the_plain_play() -> None:
 
 def test_the_longest_tasks_stand_first_and_the_others_are_added_up() -> None:
     text = deploy_page.tables({**raw(), "fleets": {"1": {"no_change": run(10.0)}, "5": {"no_change": run(20.0)}}})
-    rows = [line for line in text.splitlines() if "Task " in line]
+    rows = [line for line in text.splitlines() if "role : Task" in line]
     assert rows[0] == "| role : Task 19 | 19.00 | 19.00 |"
     assert len(rows) == deploy_page.LONGEST
     assert "| the other 5 | 10.00 | 10.00 |" in text
