@@ -33,6 +33,23 @@ def machine_seconds() -> float:
     return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
 
 
+def allow_inotify(wanted: int) -> None:
+    """Let systemd start in as many hosts: all containers share what the kernel gives one user, often 128 instances."""
+    setting = Path("/proc/sys/fs/inotify/max_user_instances")
+    # What the machine's own programs and other test hosts use comes on top.
+    wanted += 128
+    if int(setting.read_text()) >= wanted:
+        return
+    try:
+        setting.write_text(str(wanted))
+    except OSError as error:
+        sys.exit(
+            f"bench: the hosts could not start their systemd, and {setting} cannot be raised ({error}).\n"
+            f"  mend it with:  sysctl fs.inotify.max_user_instances={wanted}"
+        )
+    print(f"fs.inotify.max_user_instances of this machine is {wanted} until its next start", flush=True)
+
+
 @dataclass(frozen=True)
 class Fleet:
     """Test hosts, made for one series of measurements."""
@@ -65,6 +82,7 @@ class Fleet:
         for host in self.hosts:
             inventory = {"inference": {"hosts": {host: {"test_hosts_kind": self.kind, **self.variables}}}}
             (self.folder / f"{host}.yml").write_text(json.dumps(inventory))
+        allow_inotify(16 * len(self.hosts))
         self.command([ANSIBLE, *self.inventories(), ROOT / "molecule" / "shared" / "create.yml"])
         text = (self.folder / "inventory" / "addresses.yml").read_text()
         return dict(re.findall(r"(\w+):\s+ansible_host: (\S+)", text))
