@@ -70,7 +70,7 @@ def kinds(folder: Path) -> dict[str, tuple[int, list[dict[str, Any]]]]:
     ping: dict[str, Any] = {f"{BUILTIN}ping": {}}
     check: dict[str, Any] = {f"{BUILTIN}assert": {"that": "1 == 1", "quiet": True}}
     skipped = {"when": False}
-    packages = {"name": ["nginx", "python3-venv"], "install_recommends": False}
+    packages: dict[str, Any] = {"name": ["nginx", "python3-venv"], "install_recommends": False}
     one: dict[str, tuple[int, dict[str, Any]]] = {
         "skipped task": (TASKS, ping | skipped),
         "skipped include_tasks": (TASKS, {f"{BUILTIN}include_tasks": str(nothing)} | skipped),
@@ -84,7 +84,11 @@ def kinds(folder: Path) -> dict[str, tuple[int, list[dict[str, Any]]]]:
         "file": (MODULES, {f"{BUILTIN}file": {"path": "/srv/bench", "state": "directory", "mode": "0755"}}),
         "copy": (MODULES, {f"{BUILTIN}copy": {"dest": "/srv/bench-file", "content": "x\n", "mode": "0644"}}),
         "user": (MODULES, {f"{BUILTIN}user": {"name": "fleet", "system": True, "create_home": False}}),
-        "apt, lists fresh": (MODULES, {f"{BUILTIN}apt": packages}),
+        "apt, all installed": (MODULES, {f"{BUILTIN}apt": packages}),
+        "dpkg-query of the same": (
+            MODULES,
+            {f"{BUILTIN}command": {"argv": ["dpkg-query", "--show", *packages["name"]]}},
+        ),
     }
     return {name: (number, [task] * number) for name, (number, task) in one.items()}
 
