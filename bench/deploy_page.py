@@ -152,8 +152,6 @@ def part(text: str, command: str, made: str) -> str:
 def page(text: str) -> str:
     """The page with the tables of the last runs."""
     text = part(text, "./fleet bench deploy", tables(json.loads(RAW.read_text())))
-    if not RAW_ANSIBLE.exists():
-        return text
     return part(text, "./fleet bench ansible", ansible(json.loads(RAW_ANSIBLE.read_text())))
 
 
