@@ -1,4 +1,4 @@
-"""Makes the tables of docs/performance.md from the raw output of bench/deploy."""
+"""Makes the tables of docs/performance.md from the raw output of bench/deploy and bench/ansible."""
 
 import json
 from pathlib import Path
@@ -6,9 +6,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RAW = ROOT / "docs" / "performance" / "deploy.json"
+RAW_ANSIBLE = ROOT / "docs" / "performance" / "ansible.json"
 PAGE = ROOT / "docs" / "performance.md"
-BEGIN = "<!-- from here: made by `./fleet bench deploy` -->"
-END = "<!-- to here -->"
 #: As many tasks of the deploy without a change as are worth a row.
 LONGEST = 15
 
@@ -126,16 +125,39 @@ def ocr(runs: dict[str, Any]) -> str:
     return "### Seconds for one host with the built-in model for OCR\n\n" + table(["What", "Seconds"], rows)
 
 
-def page(raw: dict[str, Any], text: str) -> str:
-    """The page with the tables of a run."""
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n\n{tables(raw)}\n{END}{after}"
+def ansible(raw: dict[str, Any]) -> str:
+    """What settings and tasks cost."""
+    runs: dict[str, dict[str, Any]] = raw["settings"]
+    rows: list[list[object]] = [
+        [name, run["seconds"], run["controller_cpu_seconds"], run["machine_cpu_seconds"]] for name, run in runs.items()
+    ]
+    heads = ["Setting", "Seconds", "Processor time of the controller", "Processor time of the machine"]
+    text = f"A deploy without a change on {raw['hosts']} hosts, with one setting changed:\n\n" + table(heads, rows)
+    costs: list[list[object]] = [
+        [name, cost["milliseconds"], cost["controller_cpu_milliseconds_per_host"]]
+        for name, cost in raw["tasks"].items()
+    ]
+    heads = ["Task", "Milliseconds for all hosts", "Processor time of the controller for each host, ms"]
+    return f"{machine(raw)}\n{text}\nWhat one task costs, on the same hosts:\n\n{table(heads, costs)}"
 
 
-def write(raw: dict[str, Any]) -> None:
-    PAGE.write_text(page(raw, PAGE.read_text()))
+def part(text: str, command: str, made: str) -> str:
+    """The page with one part replaced, between the marks that name its command."""
+    begin, end = f"<!-- from here: made by `{command}` -->", f"<!-- to here: `{command}` -->"
+    before, _, rest = text.partition(begin)
+    _, _, after = rest.partition(end)
+    return f"{before}{begin}\n\n{made}\n{end}{after}"
+
+
+def page(text: str) -> str:
+    """The page with the tables of the last runs."""
+    text = part(text, "./fleet bench deploy", tables(json.loads(RAW.read_text())))
+    return part(text, "./fleet bench ansible", ansible(json.loads(RAW_ANSIBLE.read_text())))
+
+
+def write() -> None:
+    PAGE.write_text(page(PAGE.read_text()))
 
 
 if __name__ == "__main__":
-    write(json.loads(RAW.read_text()))
+    write()

@@ -278,7 +278,7 @@ def report(records: Sequence[Record], began: float, ended: float, url: str = "")
     """Sum up a load; the times that long requests take count for themselves."""
     good = [record for record in records if not record.error]
     bad = sorted((record for record in records if record.error), key=lambda record: record.start)
-    # Without any answer from the beginning, or until the end, is a gap as well; after it only stragglers are waited for.
+    # Without any answer from the beginning, or until the end, is a gap too; after it only stragglers are waited for.
     ends = [began, *sorted(record.end for record in good if record.end < ended), ended]
     gap, gap_at = max((after - before, before) for before, after in itertools.pairwise(ends))
     members = {}
