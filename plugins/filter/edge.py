@@ -58,6 +58,20 @@ def edge_addresses(hostvars: Mapping[str, Mapping[str, Any]], edges: Iterable[st
     return found
 
 
+def edges_unreachable(results: Iterable[Mapping[str, Any]]) -> str:
+    """Which edges a loop of tasks could not reach, and what to do; empty when all answered."""
+    lost = [one for one in results if one.get("unreachable")]
+    if not lost:
+        return ""
+    names = [str(one["__edge_one"]) for one in lost]
+    reasons = "; ".join(" ".join(str(one.get("msg", "")).split()) for one in lost)
+    skipped = ", ".join(f'"{name}"' for name in names)
+    return (
+        f"{', '.join(names)} cannot be reached ({reasons}). An edge that is dead leads no requests; go on without it: "
+        f"-e '{{\"edge_skip\": [{skipped}]}}' --limit '{':'.join(['all', *(f'!{name}' for name in names)])}'"
+    )
+
+
 class FilterModule:
     """Filters of the roles edge and rollout."""
 
@@ -65,6 +79,7 @@ class FilterModule:
         """Names that templates use."""
         return {
             "edges_that_know": edges_that_know,
+            "edges_unreachable": edges_unreachable,
             "edge_addresses": edge_addresses,
             "drained_by_person": drained_by_person,
             "drained_in_passing": drained_in_passing,

@@ -120,3 +120,11 @@ def test_a_persons_drain_stays_and_that_of_a_run_that_was_cut_off_does_not() -> 
         for edges in (asked(), asked(by="somebody", verb="drain"), asked(by="somebody", verb="deploy"))
     ]
     assert seen == [(False, False), (True, False), (False, True)]
+
+
+def test_an_edge_that_cannot_be_reached_is_named_with_what_to_do() -> None:
+    results = [{"__edge_one": "e1", "rc": 0}, {"__edge_one": "e2", "unreachable": True, "msg": "No route\n to host"}]
+    text = edge.edges_unreachable(results)
+    assert text.startswith("e2 cannot be reached (No route to host).")
+    assert """-e '{"edge_skip": ["e2"]}' --limit 'all:!e2'""" in text
+    assert edge.edges_unreachable(results[:1]) == ""
