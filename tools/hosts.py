@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ansible import constants
 from ansible.cli.playbook import PlaybookCLI
 from ansible.inventory.manager import InventoryManager
 from ansible.parsing.dataloader import DataLoader
@@ -60,7 +61,8 @@ def options(words: Sequence[str], given: Sequence[str]) -> list[str]:
     if hosts and known.subset:
         raise Refused(f"hosts are given twice: as {' '.join(words)} and as --limit {known.subset}. Use one of both")
     limit = ",".join(hosts) or known.subset or ""
-    found = groups(known.inventory or [])
+    # Without -i Ansible goes by ANSIBLE_INVENTORY.
+    found = groups(known.inventory or constants.DEFAULT_HOST_LIST)
     if any(found.values()):
         # The filter that the playbooks use for the same question.
         questions = runpy.run_path(str(ROOT / "plugins" / "filter" / "limit.py"))

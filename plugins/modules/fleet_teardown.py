@@ -30,7 +30,8 @@ from ansible.module_utils.units import Supervisor, Systemd
 
 #: All of it is ours.
 FOLDERS = (
-    "/opt/fleet", "/etc/fleet", "/run/fleet", "/run/fleet-edge", "/var/cache/fleet", "/var/log/fleet", "/usr/local/lib/fleet",
+    "/opt/fleet", "/etc/fleet", "/run/fleet", "/run/fleet-edge", "/run/private/fleet-edge", "/var/cache/fleet",
+    "/var/log/fleet", "/usr/local/lib/fleet",
 )  # fmt: skip
 #: The records by which the rest is done; they go last.
 STATE = "/var/lib/fleet"
@@ -39,6 +40,7 @@ HOME = "/var/cache/fleet"
 UNITS = Path("/etc/systemd/system")
 PROGRAMS = Path("/etc/supervisor/conf.d")
 NGINX = Path("/etc/nginx")
+PRIVATE = Path("/run/private")
 KEEPALIVED = Path("/etc/keepalived/keepalived.conf")
 WWW = Path("/var/www")
 LOGS = Path("/var/log")
@@ -293,6 +295,8 @@ class Teardown:
         self.remove_user()
         for folder in FOLDERS:
             self.remove(Path(folder))
+        # systemd's, for the users that it makes up; it makes it anew when it needs it.
+        self.remove_empty(PRIVATE)
         self.remove(Path(STATE))
 
 

@@ -172,6 +172,12 @@ def fleet_of_three(project: Project) -> Path:
     return inventory
 
 
+def test_hosts_are_those_of_the_inventory_that_the_environment_names(project: Project, fleet_of_three: Path) -> None:
+    done = project.run("status", "gpu-hots-1", ANSIBLE_INVENTORY=str(fleet_of_three))
+    assert done.returncode == 2
+    assert "Did you mean gpu-host-1?" in done.stderr
+
+
 def called(project: Project, *arguments: str | Path) -> list[str]:
     done = project.run(*map(str, arguments), STAND_IN_REPORT="0")
     assert done.returncode == 0, done.stderr

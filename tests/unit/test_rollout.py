@@ -109,7 +109,22 @@ def test_edges_that_know_a_host_are_not_asked_again() -> None:
     assert edge.edges_that_know(edges, "h1", MEMBER) == ["e1"]
 
 
-def test_a_host_is_drained_when_one_edge_says_so() -> None:
-    drained = {"edge": "e2", "members": {"h1": {**MEMBER, "drained": {"by": "somebody"}}}}
-    assert edge.drained_at_edges([{"edge": "e1", "members": {"h1": MEMBER}}, drained], "h1")
-    assert not edge.drained_at_edges([{"edge": "e1", "members": {"h1": MEMBER}}, {"edge": "e2", "members": None}], "h1")
+def test_a_persons_drain_stays_and_that_of_a_run_that_was_cut_off_does_not() -> None:
+    def asked(**drained: str) -> list[dict[str, Any]]:
+        first = {"edge": "e1", "members": {"h1": {**MEMBER, "drained": None}}}
+        second = {"edge": "e2", "members": {"h1": {**MEMBER, "drained": drained or None}}}
+        return [first, second, {"edge": "e3", "members": None}]
+
+    seen = [
+        (edge.drained_by_person(edges, "h1"), edge.drained_in_passing(edges, "h1"))
+        for edges in (asked(), asked(by="somebody", verb="drain"), asked(by="somebody", verb="deploy"))
+    ]
+    assert seen == [(False, False), (True, False), (False, True)]
+
+
+def test_an_edge_that_cannot_be_reached_is_named_with_what_to_do() -> None:
+    results = [{"__edge_one": "e1", "rc": 0}, {"__edge_one": "e2", "unreachable": True, "msg": "No route\n to host"}]
+    text = edge.edges_unreachable(results)
+    assert text.startswith("e2 cannot be reached (No route to host).")
+    assert """-e '{"edge_skip": ["e2"]}' --limit 'all:!e2'""" in text
+    assert edge.edges_unreachable(results[:1]) == ""

@@ -79,7 +79,7 @@ class Machine:
         self.root = folder
         places = {"UNITS": "units", "PROGRAMS": "programs", "NGINX": "etc/nginx", "KEEPALIVED": "keepalived.conf"}
         # Without these the tests would clear folders of the machine that they run on.
-        places |= {"WWW": "www", "LOGS": "log"}
+        places |= {"WWW": "www", "LOGS": "log", "PRIVATE": "private"}
         for name, place in places.items():
             monkeypatch.setattr(teardown, name, folder / place)
         for place in ("units/multi-user.target.wants", "programs", "etc/nginx", "state", "opt/releases"):
@@ -234,7 +234,7 @@ def test_the_real_module_on_a_machine_without_a_fleet_in_check_mode(
 ) -> None:
     monkeypatch.setattr(teardown, "FOLDERS", ())
     monkeypatch.setattr(teardown, "STATE", str(tmp_path / "none"))
-    for name in ("UNITS", "PROGRAMS", "NGINX", "KEEPALIVED"):
+    for name in ("UNITS", "PROGRAMS", "NGINX", "KEEPALIVED", "PRIVATE"):
         monkeypatch.setattr(teardown, name, tmp_path / name)
     result = ansible_modules.call(teardown, {"user": "no-such-user"}, check=True)
     assert (result["changed"], result["did"], result["kept"]) == (False, [], [])

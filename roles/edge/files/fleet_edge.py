@@ -511,6 +511,8 @@ def drain(edge: Edge, arguments: argparse.Namespace) -> dict[str, Any]:
                 "by": arguments.run.get("by", "somebody at the edge"),
                 "since": audit.now(),
                 "why": arguments.why,
+                # By it a deploy knows what another one left that was cut off.
+                "verb": arguments.run.get("verb", ""),
             }
         changed = edge.settle(members)
         if fresh:
