@@ -22,9 +22,11 @@ MADE = {
 def files(folder: Path = ROOT) -> Iterator[Path]:
     """Every file of the project below a folder, sorted."""
     for path in sorted(folder.iterdir()):
+        # In a second work tree of git `.git` is a file, which names the first one.
+        if path.name in MADE:
+            continue
         if path.is_dir() and not path.is_symlink():
-            if path.name not in MADE:
-                yield from files(path)
+            yield from files(path)
         elif path.is_file():
             yield path
 
