@@ -293,7 +293,7 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Json], d
 
 
 def test_the_example_passes(played: tuple[dict[str, Json], dict[str, Json]]) -> None:
-    assert set(played[1]) == {"gpu-host-1", "gpu-host-2"}
+    assert set(played[1]) == {"gpu-host-1", "gpu-host-2", "gpu-host-3"}
     for host, result in played[1].items():
         assert (result["task"], result.get("failed", False)) == (LAST, False), f"{host}: {result.get('msg')}"
 
