@@ -175,7 +175,11 @@ class Checks:
             raise Failed(f"{len(pids)} of {vassal['workers']} workers accept requests")
         owner = pwd.getpwnam(self.options["user"]).pw_uid
         for pid in [state["pid"], *pids]:
-            if (uid := Path(f"/proc/{pid}").stat().st_uid) != owner:
+            try:
+                uid = Path(f"/proc/{pid}").stat().st_uid
+            except FileNotFoundError:
+                raise Failed(f"process {pid} has just died") from None
+            if uid != owner:
                 raise Failed(f"process {pid} runs as {pwd.getpwuid(uid).pw_name}, not as {self.options['user']}")
         return f"{len(pids)} workers as {self.options['user']}"
 
