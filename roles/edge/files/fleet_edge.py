@@ -558,7 +558,7 @@ def alive(edge: Edge, arguments: argparse.Namespace) -> dict[str, Any]:
     port = min(edge.settings.services.values(), default=80)
     # By hand: http.client takes longer to import than all the rest, and this runs every second.
     try:
-        with socket.create_connection((edge.settings.listen, port), timeout=1) as link:
+        with socket.create_connection((edge.settings.listen, port), timeout=5) as link:
             link.sendall(b"GET /.fleet/alive HTTP/1.0\r\nHost: edge\r\n\r\n")
             answer = link.recv(64)
     except OSError as error:
