@@ -70,10 +70,6 @@ class Deployments:
         except (LookupError, KeyError, TypeError):
             return False
 
-    def of_release(self, release: str) -> str | None:
-        """The newest deployment of a release."""
-        return next((name for name in self.names() if self.read(name)["release"]["id"] == release), None)
-
     def former(self) -> str | None:
         """The deployment that was in force before the current one."""
         current = self.current().get("record")

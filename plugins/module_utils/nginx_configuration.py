@@ -92,7 +92,7 @@ class Configuration:
 
     Args:
         options: ``files``, ``links``, ``root``, ``state_file``, ``nginx``, ``pid_file``, ``ports``, ``wait_seconds``,
-            as in the module ``nginx_config``.
+            as the module ``host_switch`` has them.
     """
 
     def __init__(self, options: Mapping) -> None:

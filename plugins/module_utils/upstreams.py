@@ -13,6 +13,15 @@ from ansible.module_utils.nginx_configuration import Configuration
 from ansible.module_utils.vassal_files import ADDRESS
 
 CONNECT_SECONDS = 2
+#: Where things are on a host, as options of the modules that speak with nginx about devices.
+PLACES = {
+    "devices_dir": "/etc/fleet/devices",
+    "upstreams_dir": "/etc/nginx/upstreams",
+    "nginx_root": "/etc/nginx",
+    "nginx_state_file": "/var/lib/fleet/nginx.json",
+    "pid_file": "/run/nginx.pid",
+    "drained_file": "/var/lib/fleet/drained.json",
+}
 
 
 def mark(text: str, addresses: Iterable[str], out: bool) -> str:

@@ -30,16 +30,7 @@ from pathlib import Path
 from ansible.module_utils.audit import note, now
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.nginx_configuration import NginxError
-from ansible.module_utils.upstreams import Drained, Upstreams
-
-PATHS = {
-    "devices_dir": "/etc/fleet/devices",
-    "upstreams_dir": "/etc/nginx/upstreams",
-    "nginx_root": "/etc/nginx",
-    "nginx_state_file": "/var/lib/fleet/nginx.json",
-    "pid_file": "/run/nginx.pid",
-    "drained_file": "/var/lib/fleet/drained.json",
-}
+from ansible.module_utils.upstreams import PLACES, Drained, Upstreams
 
 
 def main() -> None:
@@ -53,7 +44,7 @@ def main() -> None:
             "run": {"type": "dict", "default": {}},
             "wait_seconds": {"type": "int", "default": 120},
             "nginx_program": {"type": "str", "default": "nginx"},
-            **{name: {"type": "path", "default": path} for name, path in PATHS.items()},
+            **{name: {"type": "path", "default": path} for name, path in PLACES.items()},
         },
         supports_check_mode=True,
     )

@@ -54,17 +54,13 @@ from ansible.module_utils.audit import note
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.deployments import Deployments
 from ansible.module_utils.release_switch import RECORDED, Switch, SwitchError
+from ansible.module_utils.upstreams import PLACES
 
 TEXT = {"type": "str", "default": ""}
 PATHS = {
-    "devices_dir": "/etc/fleet/devices",
+    **PLACES,
     "run_dir": "/run/fleet",
     "log_dir": "/var/log/fleet",
-    "upstreams_dir": "/etc/nginx/upstreams",
-    "nginx_root": "/etc/nginx",
-    "nginx_state_file": "/var/lib/fleet/nginx.json",
-    "pid_file": "/run/nginx.pid",
-    "drained_file": "/var/lib/fleet/drained.json",
     "deployed_file": "/etc/fleet/deployed.json",
     "deployments_dir": "/etc/fleet/deployments",
 }
