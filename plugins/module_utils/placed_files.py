@@ -28,14 +28,16 @@ def has_rights(path: Path, mode: int, owner: str, group: str) -> bool:
     return (stat.S_IMODE(found.st_mode), found.st_uid, found.st_gid) == (mode, *numbers(owner, group))
 
 
-def place(path: Path, content: str, mode: int, owner: str, group: str) -> None:
-    """Write a file in one step, complete or not at all."""
+def place(path: Path, content: str, mode: int, user: int = -1, group: int = -1) -> None:
+    """Write a file in one step, complete or not at all; -1 leaves the owner or the group as they come."""
     partial = path.with_name(f".{path.name}.partial")
+    # What another run left may have other rights.
+    partial.unlink(missing_ok=True)
     # Made for its owner alone: what is in it may be a secret.
-    handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(handle, "w") as stream:
         stream.write(content)
-    os.chown(partial, *numbers(owner, group))
+    os.chown(partial, user, group)
     partial.chmod(mode)
     partial.rename(path)
 
@@ -83,4 +85,4 @@ class PlacedFiles:
         for one in self.wrong_files():
             path = Path(one["path"])
             path.parent.mkdir(parents=True, exist_ok=True)
-            place(path, one["content"], int(one["mode"], 8), one["owner"], one["group"])
+            place(path, one["content"], int(one["mode"], 8), *numbers(one["owner"], one["group"]))

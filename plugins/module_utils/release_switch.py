@@ -7,6 +7,7 @@ upstream first. What would stop the last device that serves is refused, unless t
 
 from __future__ import annotations
 
+import grp
 import re
 import shutil
 import time
@@ -18,7 +19,7 @@ from ansible.module_utils.audit import note, now
 from ansible.module_utils.deployments import Deployments
 from ansible.module_utils.fleet_socket import SocketError, stats, stats_path
 from ansible.module_utils.nginx_configuration import Configuration, NginxError, fill
-from ansible.module_utils.placed_files import PlacedFiles
+from ansible.module_utils.placed_files import PlacedFiles, place
 from ansible.module_utils.units import UnitError, manager
 from ansible.module_utils.upstreams import Drained, Upstreams
 from ansible.module_utils.vassal_files import ADDRESS, NotReady, Vassal, VassalError, Vassals
@@ -387,7 +388,6 @@ class Switch:
         self.need_others(device, f"{device}: {self.lacks([device])}")
         self.lead({*self.drained, device})
         former = {path: path.read_text() for path in self.vassals.unwanted() if path.parent.parent.name == device}
-        mode = {path: (path.stat().st_gid, path.stat().st_mode) for path in former}
         self.vassals.remove(list(former))
         wanted = [one for one in self.vassals.vassals if one.device == device]
         try:
@@ -395,12 +395,9 @@ class Switch:
         except VassalError:
             # nginx names a vassal that is out, too; so start() may have left the new one.
             self.vassals.remove([one.path for one in wanted])
+            group = grp.getgrnam(self.options["group"]).gr_gid
             for path, text in former.items():
-                partial = path.with_name(f".{path.name}.partial")
-                partial.write_text(text)
-                shutil.chown(partial, group=mode[path][0])
-                partial.chmod(mode[path][1] & 0o777)
-                partial.rename(path)
+                place(path, text, 0o640, group=group)
             for path in former:
                 self.wait_back(path)
             self.lead(self.drained)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import base64
+import grp
 import re
-import shutil
 import subprocess
 import time
 from collections.abc import Iterable, Mapping
@@ -18,6 +18,7 @@ from ansible.module_utils.fleet_socket import (
     stats,
     stats_path,
 )
+from ansible.module_utils.placed_files import place
 
 #: A vassal whose master was started this often while it was waited for is crashing, not loading.
 CRASHES = 3
@@ -87,12 +88,8 @@ class Vassal:
 
     def write(self) -> None:
         """Place the file in one step: the emperor reads whatever has the right ending."""
-        partial = self.folder / f".{self.name}.partial"
-        partial.write_text(self.text())
         # The service's environment stands in it, which may hold secrets.
-        shutil.chown(partial, group=self.group)
-        partial.chmod(0o640)
-        partial.rename(self.path)
+        place(self.path, self.text(), 0o640, group=grp.getgrnam(self.group).gr_gid)
 
     def check_workers(self) -> None:
         """Check that all workers accept.
