@@ -22,7 +22,7 @@ from ansible.module_utils.nginx_configuration import Configuration, NginxError, 
 from ansible.module_utils.placed_files import PlacedFiles, place
 from ansible.module_utils.units import UnitError, manager
 from ansible.module_utils.upstreams import Drained, Upstreams
-from ansible.module_utils.vassal_files import ADDRESS, NotReady, Vassal, VassalError, Vassals
+from ansible.module_utils.vassal_files import ADDRESS, NotReady, Vassal, VassalError, Vassals, has_model_process
 
 POLL_SECONDS = 0.3
 #: Options that make a deployment: with them it can be gone back to without the inventory of that day.
@@ -128,8 +128,8 @@ class Switch:
     def lacks(self, devices: Collection[str]) -> str:
         """Why old and new vassals do not fit beside each other on some devices; empty when they do.
 
-        A worker of the new release is reckoned to take what one of the former release takes now, and what is configured
-        where none runs. Free is what the driver and the kernel say.
+        A process that holds the model is reckoned to take what one of the former release takes now (in mode batch with the
+        web workers around it), and what is configured where none runs. Free is what the driver and the kernel say.
         """
         mode = self.options["switch"]
         if mode != "auto":
@@ -140,12 +140,12 @@ class Switch:
             if vassal.device not in devices:
                 continue
             wanted = vassal.wanted
-            pid, workers = self.running(wanted["service"], vassal.device)
-            measured = memory.host_mib_of(pid) // workers if pid else 0
-            host_need += wanted["workers"] * (measured or wanted["host_memory_per_worker_mib"])
+            pid, models = self.running(wanted["service"], vassal.device)
+            measured = memory.host_mib_of(pid) // models if pid else 0
+            host_need += wanted["models"] * (measured or wanted["host_memory_per_worker_mib"])
             reserve = max(reserve, wanted["host_reserve_mib"])
-            measured = (memory.device_mib_of(pid) or 0) // workers if pid else 0
-            need = wanted["workers"] * (measured or wanted["memory_per_worker_mib"])
+            measured = (memory.device_mib_of(pid) or 0) // models if pid else 0
+            need = wanted["models"] * (measured or wanted["memory_per_worker_mib"])
             device_need[vassal.device] = device_need.get(vassal.device, 0) + need
         free = memory.free_host_mib() - reserve
         if host_need > free:
@@ -161,12 +161,14 @@ class Switch:
         return ""
 
     def running(self, service: str, device: str) -> tuple[int, int]:
-        """Process id and workers of the running vassal of a service on a device; 0 and 1 when there is none."""
+        """Process id, and processes with the model, of the running vassal of a service on a device; 0 and 1 when there is none."""
         for path in self.present(service, device):
             try:
                 state = stats(stats_path(self.options["run_dir"], device, path.stem))
             except SocketError:
                 continue
+            if has_model_process(path):
+                return int(state["pid"]), 1
             return int(state["pid"]), max(1, sum(1 for one in state.get("workers", []) if one["pid"]))
         return 0, 1
 
@@ -177,7 +179,8 @@ class Switch:
             for path in self.present(vassal.wanted["service"], device):
                 workers = re.search(r"^workers = (\d+)$", path.read_text(), re.MULTILINE)
                 if vassal.device == device and workers:
-                    total += int(workers[1]) * vassal.wanted["memory_per_worker_mib"]
+                    models = 1 if has_model_process(path) else int(workers[1])
+                    total += models * vassal.wanted["memory_per_worker_mib"]
         return total
 
     # ---- plan

@@ -31,6 +31,11 @@ LOG_LINES = 100
 REASONS = re.compile(r'"event": "not_started"|failed to open python file|no python application found|^\[strict-mode\]')
 
 
+def has_model_process(path: Path) -> bool:
+    """Whether one process of a vassal holds the model for all its workers (mode batch)."""
+    return re.search(r"^attach-daemon2 = .*inference\.model_process", path.read_text(), re.MULTILINE) is not None
+
+
 class NotReady(Exception):
     """A vassal does not serve; the text says what is missing."""
 
@@ -296,7 +301,7 @@ class Vassals:
         deadline = time.monotonic() + self.stop_seconds + 15
         for path in paths:
             device = path.parent.parent.name
-            leftovers = [self.run_dir / device / f"{path.stem}{ending}" for ending in (".sock", ".stats")]
+            leftovers = [self.run_dir / device / f"{path.stem}{ending}" for ending in (".sock", ".stats", ".model")]
             while self.known_to_emperor(device, path.name):
                 if time.monotonic() > deadline:
                     raise VassalError(f"Vassal {device}/{path.stem} does not stop. Look: {self.look(device)}")
