@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import copy
 import functools
+import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping
@@ -177,22 +178,52 @@ def web_layout(service: Mapping[str, Any], device: Mapping[str, Any]) -> tuple[i
 
 def layout(
     service: Mapping[str, Any], device: Mapping[str, Any], host: Mapping[str, Any], device_count: int
-) -> dict[str, int]:
+) -> dict[str, Any]:
     """Processes and threads of a vassal.
 
     Returns:
-        ``workers`` and ``threads`` of uWSGI, ``models`` (processes that hold the model) and ``compute_threads`` of each of these.
+        ``workers`` and ``threads`` of uWSGI, ``models`` (processes that hold the model) and ``compute_threads`` of each of
+        these; ``fit``, when the host may settle the number of workers by what it measures, else empty.
     """
     cores = int(device["cores"])
     if service["mode"] == "batch":
         workers, threads = web_layout(service, device)
-        return {"workers": workers, "threads": threads, "models": 1, "compute_threads": max(1, cores)}
+        return {"workers": workers, "threads": threads, "models": 1, "compute_threads": max(1, cores), "fit": {}}
     workers, threads = services_workers(service, device, host, device_count), int(service["threads"])
+    auto = number(service, "workers") == 0
     return {
         "workers": workers,
         "threads": threads,
         "models": workers,
         "compute_threads": max(1, cores // (workers * threads)),
+        "fit": fit(service, device, host, device_count) if auto else {},
+    }
+
+
+def fit(
+    service: Mapping[str, Any], device: Mapping[str, Any], host: Mapping[str, Any], device_count: int
+) -> dict[str, Any]:
+    """What the host needs to work out the number of workers once it has measured what one takes.
+
+    Returns:
+        ``key`` (what the measured numbers are true for), ``device_mib`` and ``host_mib`` that are to be had, ``most``
+        workers of use, ``cores``, ``threads``.
+    """
+    # What makes a process larger or smaller; the release is known apart from it.
+    settings = [
+        service[name] for name in ("model", "options", "program", "module", "wsgi_file", "environment", "threads")
+    ]
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:8]
+    kind = "cpu" if device["kind"] == "cpu" else device.get("model") or device["kind"]
+    cores, threads = int(device["cores"]), int(service["threads"])
+    return {
+        "key": f"{service['name']} {digest} {kind}",
+        "device_mib": int(device["memory_mib"]) - int(service["device_reserve_mib"]),
+        "host_mib": (int(host["memory_mib"]) - int(service["host_reserve_mib"])) // device_count,
+        # A worker that gets no core to decode on only takes memory.
+        "most": max(1, cores // threads),
+        "cores": cores,
+        "threads": threads,
     }
 
 
@@ -239,7 +270,7 @@ def check_ports(plan: Iterable[Mapping[str, Any]]) -> None:
 def services_environment(vassal: Mapping[str, Any], release: Mapping[str, Any]) -> dict[str, str]:
     """Environment of a vassal: what the app reads, thread counts, then the service's own."""
     service, device = vassal["service"], vassal["device"]
-    threads = str(vassal["compute_threads"])
+    threads = "@THREADS@" if vassal["fit"] else str(vassal["compute_threads"])
     return {
         "INFERENCE_SERVICE": service["name"],
         "INFERENCE_ROUTE": service["route"],

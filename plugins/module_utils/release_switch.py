@@ -8,7 +8,6 @@ upstream first. What would stop the last device that serves is refused, unless t
 from __future__ import annotations
 
 import grp
-import re
 import shutil
 import time
 from collections.abc import Collection, Mapping
@@ -22,7 +21,15 @@ from ansible.module_utils.nginx_configuration import Configuration, NginxError, 
 from ansible.module_utils.placed_files import PlacedFiles, place
 from ansible.module_utils.units import UnitError, manager
 from ansible.module_utils.upstreams import Drained, Upstreams
-from ansible.module_utils.vassal_files import ADDRESS, NotReady, Vassal, VassalError, Vassals, has_model_process
+from ansible.module_utils.vassal_files import (
+    ADDRESS,
+    NotReady,
+    Vassal,
+    VassalError,
+    Vassals,
+    has_model_process,
+    workers_of,
+)
 
 POLL_SECONDS = 0.3
 #: Options that make a deployment: with them it can be gone back to without the inventory of that day.
@@ -141,11 +148,12 @@ class Switch:
                 continue
             wanted = vassal.wanted
             pid, models = self.running(wanted["service"], vassal.device)
+            count = wanted["models"] if not vassal.fit else vassal.workers()
             measured = memory.host_mib_of(pid) // models if pid else 0
-            host_need += wanted["models"] * (measured or wanted["host_memory_per_worker_mib"])
+            host_need += count * (measured or wanted["host_memory_per_worker_mib"])
             reserve = max(reserve, wanted["host_reserve_mib"])
             measured = (memory.device_mib_of(pid) or 0) // models if pid else 0
-            need = wanted["models"] * (measured or wanted["memory_per_worker_mib"])
+            need = count * (measured or wanted["memory_per_worker_mib"])
             device_need[vassal.device] = device_need.get(vassal.device, 0) + need
         free = memory.free_host_mib() - reserve
         if host_need > free:
@@ -177,9 +185,8 @@ class Switch:
         total = 0
         for vassal in self.vassals.vassals:
             for path in self.present(vassal.wanted["service"], device):
-                workers = re.search(r"^workers = (\d+)$", path.read_text(), re.MULTILINE)
-                if vassal.device == device and workers:
-                    models = 1 if has_model_process(path) else int(workers[1])
+                if vassal.device == device:
+                    models = 1 if has_model_process(path) else workers_of(path)
                     total += models * vassal.wanted["memory_per_worker_mib"]
         return total
 
@@ -314,14 +321,14 @@ class Switch:
             self.vassals_ready(vassals)
             return
         deadline = time.monotonic() + LOAD_SECONDS
-        workers = re.search(r"^workers = (\d+)$", path.read_text(), re.MULTILINE)
+        workers = workers_of(path)
         while True:
             try:
                 state = stats(stats_path(self.options["run_dir"], device, path.stem))
                 accepting = sum(1 for one in state["workers"] if one["accepting"] and one["pid"])
-                if workers is None or accepting >= int(workers[1]):
+                if accepting >= workers:
                     return
-                seen = f"{accepting} of {workers[1]} workers accept requests"
+                seen = f"{accepting} of {workers} workers accept requests"
             except SocketError as error:
                 seen = str(error)
             if time.monotonic() > deadline:
