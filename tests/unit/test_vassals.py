@@ -231,7 +231,7 @@ def measure(monkeypatch: pytest.MonkeyPatch, host_mib: int, device_mib: int) -> 
 @pytest.mark.parametrize(
     ("host_mib", "device_mib", "expected"),
     [
-        # Of 8 GiB on the device and 31 GiB on the host. Each number is for two workers, and 1.5 times as much is reckoned with.
+        # 8 GiB on the device, 31 GiB on the host; numbers of two workers, of which 1.5 times as much is reckoned.
         (200, 0, 2),
         (200, 16_000, 1),
         (50_000, 0, 1),
