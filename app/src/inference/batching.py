@@ -88,6 +88,7 @@ class Batching:
         # Sums of cost and seconds in which older batches fade: their quotient is the service rate.
         self._cost_sum = 0.0
         self._seconds_sum = 0.0
+        self._measured: int | None = None
         self._cap: int | None = None
         self._cap_until = 0.0
         self._cap_seconds = CAP_SECONDS
@@ -184,6 +185,10 @@ class Batching:
         self._computing_since = None
         self._computing_cost = 0
 
+    def bound_by_memory(self, cost: int | None) -> None:
+        """Note the largest cost of a batch that the device's memory holds, as measured; None when it was not."""
+        self._measured = cost
+
     def ran_out_of_memory(self, cost: int) -> None:
         """Remember that a batch of this cost was too much for the device: from now on half of it is the most."""
         half = max(1, cost // 2)
@@ -205,5 +210,5 @@ class Batching:
         if self._cap is not None and self._clock() >= self._cap_until:
             self._cap *= 2
             self._cap_until = self._clock() + self._cap_seconds
-        bounds = [bound for bound in (self._limits.max_cost, self._cap) if bound]
+        bounds = [bound for bound in (self._limits.max_cost, self._measured, self._cap) if bound]
         return min(bounds) if bounds else None

@@ -62,6 +62,7 @@ class Computer:
         model: a model that is not set up yet.
         watchdog: ends the process when a call of the model takes too long.
         clock: gives the time in seconds.
+        meter: measures what a computation takes of the device.
     """
 
     def __init__(
@@ -70,7 +71,9 @@ class Computer:
         model: Model[Any, Any],
         watchdog: Watchdog,
         clock: Callable[[], float] = time.monotonic,
+        meter: Callable[[str], memory.DeviceMeter] = memory.DeviceMeter,
     ) -> None:
+        self._meter = meter
         self._config = config
         self._model = model
         self._watchdog = watchdog
@@ -102,7 +105,9 @@ class Computer:
         self._model.prepare(context)
         self._model.setup(context)
         loaded = self._clock()
+        meter = self._meter(context.device)
         check_members(self._model, self._run_sample(context.device))
+        cost_bound = memory.cost_that_fits(meter.taken_bytes(), self._sample_cost(), meter.free_bytes())
         self.facts = {
             "pid": os.getpid(),
             "model": self._model.name,
@@ -110,6 +115,8 @@ class Computer:
             "torch": loader.torch_version(),
             "load_seconds": round(self._clock() - began, 3),
             "setup_seconds": round(loaded - began, 3),
+            # Largest cost of a batch by the memory that the sample took.
+            "cost_bound": cost_bound,
             **memory.measured(context.device),
         }
         _log.info("model_loaded", extra={"facts": self.facts})
@@ -148,6 +155,10 @@ class Computer:
         self.success = self._clock()
         self.success_wall = time.time()
         return answer
+
+    def _sample_cost(self) -> int:
+        sample = self._model.sample()
+        return self._model.cost(self._model.decode(sample.body, sample.content_type))
 
     @staticmethod
     def _cost(batch: Sequence[Work]) -> int:

@@ -193,6 +193,8 @@ class Engine:
 
     def run(self) -> None:
         """Compute until told to stop, or until the device is broken."""
+        with self._turn:
+            self._queue.bound_by_memory(self._computer.facts.get("cost_bound"))
         while True:
             with self._turn:
                 while (batch := self._next()) is None:
