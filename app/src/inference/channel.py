@@ -34,8 +34,9 @@ WORK, CANCEL, EXPIRE, HEALTH = "work", "cancel", "expire", "health"
 LOADING, READY, FAILED, DONE, ERROR, HEALTHY = "loading", "ready", "failed", "done", "error", "healthy"
 _LARGE = "large"
 
-#: Buffers and messages of at least this many bytes go through a file in memory; see docs/performance/channel.json.
-LARGE_BYTES = 65_536
+#: Buffers and messages of at least this many bytes go through a file in memory. Below, the socket is quicker
+#: (docs/performance/channel.json), and takes the whole message at once: its buffer has 208 KiB.
+LARGE_BYTES = 131_072
 #: Buffers in the file begin at multiples of this many bytes, as vector instructions like it.
 ALIGNMENT = 64
 #: Web workers that may wait for the model process to take their connection.
