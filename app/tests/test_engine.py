@@ -78,6 +78,7 @@ def test_full_queue_says_when_there_is_room(model: ScriptedModel, clock: FakeClo
     assert refused[0] is None
     assert isinstance(refused[1], Busy)
     assert refused[1].retry_after == 20
+    assert (refused[1].full_until, refused[1].room_at) == (1050.0, 1060.0)
     assert isinstance(refused[2], Busy)
     assert one.counts()["refused"] == 2
 
