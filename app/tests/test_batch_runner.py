@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from batch_doubles import Item, ScriptedModel
+from doubles import LogLines
 from inference import channel
 from inference.app import create_app
 from inference.batch_runner import BatchRunner
@@ -384,3 +385,19 @@ def test_the_app_answers_with_the_size_of_the_batch(config: Config, start: Calla
     assert response.status_code == 500
     assert client.post("/v1/test", data=b"7", headers={"X-Request-Deadline-Ms": "0"}).status_code == 504
     app.runner.close()
+
+
+def test_a_connection_that_cannot_be_taken_harms_nobody(
+    config: Config, worker: tuple[BatchRunner, Running], monkeypatch: pytest.MonkeyPatch, log_lines: LogLines
+) -> None:
+    def refuse(listening: socket.socket) -> Any:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(channel, "accept", refuse)
+    assert config.channel is not None
+    link = channel.connect(config.channel)
+    wait_for(lambda: log_lines.facts("connection_not_taken"), "a line in the log")
+    assert worker[0].answer(b"1", "", soon()).members == {"said": "answer 1"}
+    monkeypatch.undo()
+    assert link.receive()[0] == READY
+    link.close()

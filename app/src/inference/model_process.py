@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import select
 import signal
 import socket
@@ -38,6 +39,8 @@ EXIT_BROKEN = 87
 EXIT_FAILED = 1
 #: Seconds between two log lines about what was computed.
 REPORT_SECONDS = 60.0
+#: Seconds to wait after a connection could not be taken, which would be reported again at once.
+ACCEPT_PAUSE_SECONDS = 0.1
 #: Seconds between two looks at questions for health that wait.
 HEALTH_TICK_SECONDS = 0.1
 
@@ -158,6 +161,11 @@ class ModelProcess:
         except BlockingIOError:
             # It has gone again.
             return
+        except OSError as error:
+            # No descriptors are left, most likely. Those who are connected are served all the same.
+            _log.error("connection_not_taken", extra={"facts": {"reason": str(error), "links": len(self._links)}})
+            time.sleep(ACCEPT_PAUSE_SECONDS)
+            return
         self._links[link.fileno()] = link
         self._epoll.register(link.fileno(), select.EPOLLIN)
         self._send(link, (READY, self._computer.facts) if self._said_ready else (LOADING,))
@@ -251,6 +259,9 @@ def main() -> int:
     def stop(_signal: int, _frame: FrameType | None) -> None:
         process.stop()
 
+    # Each thread of each web worker has a connection.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     signal.signal(signal.SIGTERM, stop)
     # A Ctrl-C in the terminal of a vassal run by hand reaches every process of it; uWSGI stops this one in its turn.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
