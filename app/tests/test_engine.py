@@ -30,6 +30,12 @@ def model() -> ScriptedModel:
     return ScriptedModel()
 
 
+@pytest.fixture(autouse=True)
+def _no_collection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave the garbage of the test process alone: there is much of it, and each lack of memory would collect it."""
+    monkeypatch.setattr("inference.computing._free", lambda device: None)
+
+
 def replies(engine: Engine) -> dict[Hashable, Any]:
     return dict(engine.replies())
 
