@@ -14,13 +14,14 @@ from typing import Any
 
 import pytest
 from batch_doubles import Item, ScriptedModel
+from doubles import LogLines
 from inference import channel
 from inference.app import create_app
 from inference.batch_runner import BatchRunner
 from inference.channel import READY, LinkClosed
 from inference.config import Config
 from inference.errors import Busy, ClientLeft, ModelFailed, ModelProcessError, NotReady, OverTime, UnreadableInput
-from inference.model_process import EXIT_BROKEN, EXIT_NOT_STARTED, ModelProcess
+from inference.model_process import EXIT_BROKEN, EXIT_FAILED, ModelProcess
 from servers import wait_for
 
 
@@ -189,6 +190,9 @@ def test_full_queue_is_refused_at_once(config: Config, start: Callable[..., Runn
             runner.answer(b"2", "", soon())
         assert caught.value.retry_after is not None
         assert caught.value.retry_after >= 1
+        # For a while this web worker knows it by itself, and does not even decode.
+        with pytest.raises(Busy, match="queue of this device is full"):
+            runner.answer(b"no number", "", soon())
         gate.set()
         assert (first.result(20).batch, second.result(20).batch) == (1, 1)
     runner.close()
@@ -341,7 +345,7 @@ def test_start_fails_with_the_reason_of_the_model_process(
         gate.set()
         with pytest.raises(ModelProcessError, match="RuntimeError: no kernel image is available"):
             starting.result(20)
-    assert running.ended() == EXIT_NOT_STARTED
+    assert running.ended() == EXIT_FAILED
 
 
 def test_start_fails_when_the_model_process_dies(config: Config) -> None:
@@ -381,3 +385,19 @@ def test_the_app_answers_with_the_size_of_the_batch(config: Config, start: Calla
     assert response.status_code == 500
     assert client.post("/v1/test", data=b"7", headers={"X-Request-Deadline-Ms": "0"}).status_code == 504
     app.runner.close()
+
+
+def test_a_connection_that_cannot_be_taken_harms_nobody(
+    config: Config, worker: tuple[BatchRunner, Running], monkeypatch: pytest.MonkeyPatch, log_lines: LogLines
+) -> None:
+    def refuse(listening: socket.socket) -> Any:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(channel, "accept", refuse)
+    assert config.channel is not None
+    link = channel.connect(config.channel)
+    wait_for(lambda: log_lines.facts("connection_not_taken"), "a line in the log")
+    assert worker[0].answer(b"1", "", soon()).members == {"said": "answer 1"}
+    monkeypatch.undo()
+    assert link.receive()[0] == READY
+    link.close()

@@ -131,13 +131,14 @@ def test_large_messages_leave_no_descriptor_behind(links: tuple[Link, Link]) -> 
     assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
 
 
-def test_a_large_message_does_not_wait_for_its_receiver(links: tuple[Link, Link]) -> None:
+@pytest.mark.parametrize("count", [1, LARGE_BYTES - 1, LARGE_BYTES, 160_000_000])
+def test_a_message_does_not_wait_for_its_receiver(links: tuple[Link, Link], count: int) -> None:
     """The sender may be the thread that serves everybody else too."""
-    thread = threading.Thread(target=links[0].send, args=(("done", np.zeros(20_000_000)),))
+    thread = threading.Thread(target=links[0].send, args=(("done", np.zeros(count, np.uint8)),), daemon=True)
     thread.start()
     thread.join(10)
     assert not thread.is_alive()
-    assert links[1].receive()[1].nbytes == 160_000_000
+    assert links[1].receive()[1].nbytes == count
 
 
 def test_the_socket_is_for_its_owner_alone_and_one_left_behind_is_replaced(tmp_path: Path) -> None:

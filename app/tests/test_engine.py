@@ -30,6 +30,12 @@ def model() -> ScriptedModel:
     return ScriptedModel()
 
 
+@pytest.fixture(autouse=True)
+def _no_collection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave the garbage of the test process alone: there is much of it, and each lack of memory would collect it."""
+    monkeypatch.setattr("inference.computing._free", lambda device: None)
+
+
 def replies(engine: Engine) -> dict[Hashable, Any]:
     return dict(engine.replies())
 
@@ -78,6 +84,7 @@ def test_full_queue_says_when_there_is_room(model: ScriptedModel, clock: FakeClo
     assert refused[0] is None
     assert isinstance(refused[1], Busy)
     assert refused[1].retry_after == 20
+    assert (refused[1].full_until, refused[1].room_at) == (1050.0, 1060.0)
     assert isinstance(refused[2], Busy)
     assert one.counts()["refused"] == 2
 

@@ -28,7 +28,7 @@ from inference.channel import (
 )
 from inference.config import Config
 from inference.engine import over_time
-from inference.errors import ConfigError, ModelProcessError, NotReady
+from inference.errors import Busy, ConfigError, ModelProcessError, NotReady
 from inference.model import Model
 from inference.runner import STUCK_FACTOR, Answer, Health
 from inference.watchdog import Watchdog
@@ -77,6 +77,7 @@ class BatchRunner:
         self._links: deque[Link] = deque()
         self._numbers = count(1)
         self._load_seconds = 1.0
+        self._room_at = self._full_until = 0.0
         self.torch_device = "cpu"
         self.torch_version: str | None = None
 
@@ -139,6 +140,9 @@ class BatchRunner:
         """
         _refuse_late(deadline)
         began = time.monotonic()
+        if began < self._full_until:
+            # Decoding is work too, and on a busy device's own cores.
+            raise Busy("The queue of this device is full.", retry_after=max(1, math.ceil(self._room_at - began)))
         with self._watchdog.watching():
             item = self._model.decode(body, content_type)
         decoded = time.monotonic()
@@ -222,6 +226,8 @@ class BatchRunner:
         self._links.append(link)
         if message[0] == ERROR:
             error: Exception = message[2]
+            if isinstance(error, Busy):
+                self._room_at, self._full_until = error.room_at, error.full_until
             raise error
         if message[0] not in (DONE, HEALTHY):
             raise RuntimeError(f"the model process sent {message[0]!r}, which nobody knows")

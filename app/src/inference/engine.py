@@ -111,10 +111,15 @@ class Engine:
                 self._queue.offer(work)
             except QueueFull as full:
                 self._counts.refused += 1
-                return Busy(
+                busy = Busy(
                     f"{len(self._queue)} requests wait for this device already.",
                     retry_after=max(1, math.ceil(full.seconds)),
                 )
+                now = self._clock()
+                busy.room_at = now + full.seconds
+                # Only half of it, as the rate may have been measured with smaller, slower batches.
+                busy.full_until = now + full.seconds / 2
+                return busy
             self._turn.notify()
             return None
 
@@ -202,6 +207,8 @@ class Engine:
                         return
                     self._turn.wait(self._pause())
             self._do(batch)
+            # What was in it must not stay in memory until the next one comes.
+            batch = None
 
     def step(self) -> bool:
         """Do what :meth:`run` would do next, once; False when there is nothing to do just now."""

@@ -94,6 +94,9 @@ class Busy(Problem):
     status = 503
     title = "Busy"
     slug = "busy"
+    #: Instants of :func:`time.monotonic`: when there should be room, and before which there will hardly be any.
+    room_at: float = 0.0
+    full_until: float = 0.0
 
 
 class NotReady(Problem):

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import select
 import signal
 import socket
@@ -34,9 +35,12 @@ from inference.watchdog import Watchdog, end_process
 
 #: Exit status of a process whose device is broken.
 EXIT_BROKEN = 87
-EXIT_NOT_STARTED = 1
+#: Exit status of a process that could not be started, or met an error of its own.
+EXIT_FAILED = 1
 #: Seconds between two log lines about what was computed.
 REPORT_SECONDS = 60.0
+#: Seconds to wait after a connection could not be taken, which would be reported again at once.
+ACCEPT_PAUSE_SECONDS = 0.1
 #: Seconds between two looks at questions for health that wait.
 HEALTH_TICK_SECONDS = 0.1
 
@@ -84,14 +88,16 @@ class ModelProcess:
         # What the computing thread had left to say.
         self._send_replies()
         if self._failure is not None:
-            self._say_to_all((FAILED, f"{type(self._failure).__name__}: {self._failure}"))
-            return EXIT_NOT_STARTED
+            if not self._loaded:
+                self._say_to_all((FAILED, f"{type(self._failure).__name__}: {self._failure}"))
+            return EXIT_FAILED
         self._report()
         if self._computer.broken:
             _log.critical("device_broken", extra={"facts": {"exit_status": EXIT_BROKEN}})
             return EXIT_BROKEN
         self._path.unlink(missing_ok=True)
-        self._computer.close()
+        if self._loaded:
+            self._computer.close()
         return 0
 
     def stop(self) -> None:
@@ -111,10 +117,11 @@ class ModelProcess:
             self._loaded = True
             self.wake()
             self._engine.run()
-        except Exception as error:  # noqa: BLE001 - whatever a model can raise while it loads
+        except Exception as error:  # noqa: BLE001 - whatever a model can raise while it is loaded
             self._failure = error
-            _log.critical("not_started", extra={"facts": {"error": type(error).__name__, "reason": str(error)}})
-            _log.debug("not_started_because", exc_info=True)
+            facts = {"error": type(error).__name__, "reason": str(error)}
+            event = "compute_failed" if self._loaded else "not_started"
+            _log.critical(event, exc_info=self._loaded, extra={"facts": facts})
         finally:
             # Also when the model has raised SystemExit: without this thread nothing would ever be answered.
             self._finished = True
@@ -153,6 +160,11 @@ class ModelProcess:
             link = channel.accept(self._listening)
         except BlockingIOError:
             # It has gone again.
+            return
+        except OSError as error:
+            # No descriptors are left, most likely. Those who are connected are served all the same.
+            _log.error("connection_not_taken", extra={"facts": {"reason": str(error), "links": len(self._links)}})
+            time.sleep(ACCEPT_PAUSE_SECONDS)
             return
         self._links[link.fileno()] = link
         self._epoll.register(link.fileno(), select.EPOLLIN)
@@ -242,11 +254,14 @@ def main() -> int:
         process = ModelProcess(config, loader.model_class(config.model)())
     except Exception as error:  # noqa: BLE001 - whatever it is, the log says it in one line, as for a web worker
         _log.critical("not_started", extra={"facts": {"error": type(error).__name__, "reason": str(error)}})
-        return EXIT_NOT_STARTED
+        return EXIT_FAILED
 
     def stop(_signal: int, _frame: FrameType | None) -> None:
         process.stop()
 
+    # Each thread of each web worker has a connection.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     signal.signal(signal.SIGTERM, stop)
     # A Ctrl-C in the terminal of a vassal run by hand reaches every process of it; uWSGI stops this one in its turn.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
