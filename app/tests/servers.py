@@ -19,6 +19,9 @@ from typing import Any
 #: Seconds that any single wait may take.
 PATIENCE_SECONDS = 30.0
 
+#: What a vassal of mode batch has in its ini on top.
+MODEL_PROCESS = f"cmd=exec {sys.executable} -m inference.model_process,stopsignal=15"
+
 ECHO = {"INFERENCE_MODEL": "inference.models.echo:EchoModel", "INFERENCE_ACCELERATOR": "cpu"}
 
 
@@ -136,6 +139,12 @@ def uwsgi_ini(folder: Path, **options: str) -> Path:
     path = folder / "app.ini"
     path.write_text("[uwsgi]\n" + "".join(f"{name} = {value}\n" for name, value in settings.items() if value))
     return path
+
+
+def batching(folder: Path, **variables: str) -> dict[str, str]:
+    """Give the variables of a service of mode batch with the echo model, and further ones, as ``batch_max_items="8"``."""
+    given = {f"INFERENCE_{name.upper()}": value for name, value in variables.items()}
+    return {**ECHO, "INFERENCE_MODE": "batch", "INFERENCE_CHANNEL": str(folder / "model"), **given}
 
 
 @contextmanager

@@ -99,7 +99,8 @@ def test_version_without_a_release_folder(make_app: Callable[..., Flask], tmp_pa
     answer = make_app(EchoModel(), artifacts=tmp_path / "models").test_client().get("/version").get_json()
     assert answer.pop("version").count(".") == 2
     answer.pop("torch", None)  # another test of this process may have loaded it
-    assert answer == {**PLACE, "model": "echo", "torch_device": "cpu", "python": platform.python_version()}
+    expected = {**PLACE, "model": "echo", "mode": "process", "torch_device": "cpu", "python": platform.python_version()}
+    assert answer == expected
 
 
 def test_version_tells_the_facts_of_the_release(make_app: Callable[..., Flask], tmp_path: Path) -> None:

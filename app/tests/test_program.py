@@ -73,7 +73,9 @@ MIXED: Options = {
 
 def model_of(artifacts: Path, options: Options) -> ProgramModel:
     model = ProgramModel()
-    model.setup(ModelContext(device="cpu", artifacts=artifacts, options=options))
+    context = ModelContext(device="cpu", artifacts=artifacts, options=options)
+    model.prepare(context)
+    model.setup(context)
     return model
 
 

@@ -9,10 +9,11 @@ from flask import Flask
 from flask.json.provider import DefaultJSONProvider
 
 from inference import lifecycle, loader, problems
+from inference.batch_runner import BatchRunner
 from inference.blueprints import health, service
 from inference.config import Config
 from inference.model import Model
-from inference.runner import Runner
+from inference.runner import ModelRunner, Runner
 
 
 class StrictJSONProvider(DefaultJSONProvider):
@@ -35,14 +36,14 @@ class InferenceApp(Flask):
 
     json_provider_class = StrictJSONProvider
 
-    def __init__(self, runner: Runner) -> None:
+    def __init__(self, runner: ModelRunner) -> None:
         super().__init__("inference", static_folder=None)
         #: The model and its health.
         self.runner = runner
 
 
 def create_app(config: Config | None = None, model: Model[Any, Any] | None = None) -> InferenceApp:
-    """Load a model, try it on its sample and build the app around it.
+    """Load a model, try it on its sample and build the app around it; in mode batch, wait for the process that does.
 
     Args:
         config: the settings; read from the environment when not given.
@@ -52,9 +53,11 @@ def create_app(config: Config | None = None, model: Model[Any, Any] | None = Non
         ConfigError: the settings are wrong.
         ArtifactError: a file of the release is missing or damaged.
         SampleError: the model does not give the known answer.
+        ModelProcessError: the model process did not start.
     """
     config = config or Config.from_environ(os.environ)
-    runner = Runner(config, model or loader.model_class(config.model)())
+    model = model or loader.model_class(config.model)()
+    runner: ModelRunner = BatchRunner(config, model) if config.mode == "batch" else Runner(config, model)
     app = InferenceApp(runner)
     lifecycle.register(app, config)
     problems.register(app)

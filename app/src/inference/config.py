@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -19,6 +20,9 @@ from inference.errors import ConfigError
 
 PREFIX = "INFERENCE_"
 ACCELERATORS = ("cpu", "cuda", "auto")
+MODES = ("process", "batch")
+#: Bytes of a Unix socket's path that Linux takes, without the zero at its end.
+MAX_SOCKET_PATH_BYTES = 107
 LOG_LEVELS = ("debug", "info", "warning", "error")
 #: Routes of the health blueprint; a service may not take them.
 RESERVED_ROUTES = ("/healthz", "/readyz", "/version")
@@ -37,7 +41,16 @@ class Config:
         release: id of the release this code and these artifacts belong to.
         device: name of the device as the fleet knows it, such as ``gpu0``.
         accelerator: ``cpu``, ``cuda`` (refuse to start without it) or ``auto`` (CUDA if there is one).
-        threads: CPU threads torch may use in this process.
+        threads: CPU threads torch may use in the process that computes.
+        mode: ``process`` (every worker of the server has the model and computes one request at a time) or
+            ``batch`` (the workers hand requests to one model process, which computes many together).
+        channel: path of the Unix socket between web workers and model process; needed in mode batch.
+        batch_max_items: most requests computed together.
+        batch_max_cost: largest sum of :meth:`~inference.model.Model.cost` computed together; 0 = no bound. One
+            request over it is computed alone.
+        batch_delay_ms: milliseconds that a request waits for company while the device is free.
+        queue_max_items: requests that may wait for the device beyond the batch being computed; more are
+            refused with 503.
         max_body_bytes: larger request bodies are refused with 413.
         max_pixels: images with more pixels are refused with 422.
         timeout_seconds: time a request may take from nginx's hand-over until its compute starts; a
@@ -55,6 +68,12 @@ class Config:
     device: str = "cpu0"
     accelerator: str = "auto"
     threads: int = 1
+    mode: str = "process"
+    channel: Path | None = None
+    batch_max_items: int = 32
+    batch_max_cost: int = 0
+    batch_delay_ms: float = 0.0
+    queue_max_items: int = 64
     max_body_bytes: int = 104_857_600
     max_pixels: int = 50_000_000
     timeout_seconds: float = 60.0
@@ -85,6 +104,8 @@ class Config:
                 values[name.removeprefix(PREFIX).lower()] = reader(environ[name])
             except ValueError as error:
                 wrong.append(f"{name}={environ[name]!r}: {error}")
+        if values.get("mode") == "batch" and "channel" not in values and f"{PREFIX}CHANNEL" not in environ:
+            wrong.append(f"{PREFIX}MODE='batch': set {PREFIX}CHANNEL to the path of the model process's socket")
         if wrong:
             raise ConfigError("\n".join(wrong))
         return cls(**values)
@@ -118,9 +139,9 @@ def _integer(low: int, high: int) -> Callable[[str], int]:
     return read
 
 
-def _seconds(low: float, high: float) -> Callable[[str], float]:
+def _number(low: float, high: float, unit: str = "seconds") -> Callable[[str], float]:
     def read(value: str) -> float:
-        message = f"must be a number of seconds from {low:g} to {high:g}"
+        message = f"must be a number of {unit} from {low:g} to {high:g}"
         try:
             number = float(value)
         except ValueError:
@@ -155,6 +176,13 @@ def _path(value: str) -> Path:
     return Path(value)
 
 
+def _socket_path(value: str) -> Path:
+    size = len(os.fsencode(value))
+    if not value.startswith("/") or size > MAX_SOCKET_PATH_BYTES:
+        raise ValueError(f"must be an absolute path of at most {MAX_SOCKET_PATH_BYTES} bytes; it has {size}")
+    return Path(value)
+
+
 _NAME = _matching(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}", "1 to 128 letters, digits and . _ + -, a letter or digit first")
 
 _READERS: dict[str, Callable[[str], Any]] = {
@@ -167,9 +195,15 @@ _READERS: dict[str, Callable[[str], Any]] = {
     "INFERENCE_DEVICE": _NAME,
     "INFERENCE_ACCELERATOR": _one_of(*ACCELERATORS),
     "INFERENCE_THREADS": _integer(1, 1024),
+    "INFERENCE_MODE": _one_of(*MODES),
+    "INFERENCE_CHANNEL": _socket_path,
+    "INFERENCE_BATCH_MAX_ITEMS": _integer(1, 65_536),
+    "INFERENCE_BATCH_MAX_COST": _integer(0, 2**50),
+    "INFERENCE_BATCH_DELAY_MS": _number(0, 60_000, "milliseconds"),
+    "INFERENCE_QUEUE_MAX_ITEMS": _integer(1, 1_000_000),
     "INFERENCE_MAX_BODY_BYTES": _integer(1, 2**40),
     "INFERENCE_MAX_PIXELS": _integer(1, 2**40),
-    "INFERENCE_TIMEOUT_SECONDS": _seconds(0.001, 86_400),
-    "INFERENCE_READY_SECONDS": _seconds(0, 86_400),
+    "INFERENCE_TIMEOUT_SECONDS": _number(0.001, 86_400),
+    "INFERENCE_READY_SECONDS": _number(0, 86_400),
     "INFERENCE_LOG_LEVEL": _one_of(*LOG_LEVELS),
 }

@@ -80,6 +80,14 @@ class TooManyPixels(Problem):
     slug = "too-many-pixels"
 
 
+class ClientLeft(Problem):
+    """499, nginx's number for it: the client closed its connection, so nobody will see this answer."""
+
+    status = 499
+    title = "Client Left"
+    slug = "client-left"
+
+
 class Busy(Problem):
     """503: no capacity just now; carries ``Retry-After``."""
 
@@ -104,6 +112,10 @@ class OverTime(Problem):
     slug = "over-time"
 
 
+class ModelFailed(Exception):
+    """The model failed on a request, in the model process; its log has the traceback under the request's id."""
+
+
 class ArtifactError(Exception):
     """A file of the release is missing or damaged: the worker must not start."""
 
@@ -114,3 +126,7 @@ class ConfigError(Exception):
 
 class SampleError(Exception):
     """The model's answer to its own sample is not the known one: the worker must not serve."""
+
+
+class ModelProcessError(Exception):
+    """The model process did not start: the web worker must not start either."""

@@ -89,6 +89,23 @@ def context(config: Config, model: Model[Any, Any]) -> ModelContext:
     )
 
 
+def web_context(config: Config) -> ModelContext:
+    """Describe a web worker of mode batch to the model: it has no device, and one thread for each request.
+
+    torch is not imported for it; where the model's module has done so, it must not start a thread for each core.
+    """
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)
+    return ModelContext(
+        device="cpu",
+        artifacts=config.artifacts,
+        threads=1,
+        max_pixels=config.max_pixels,
+        options=config.options,
+        computes=False,
+    )
+
+
 def torch_version() -> str | None:
     """Give torch's version if this process has loaded it; asking does not load it."""
     torch = sys.modules.get("torch")

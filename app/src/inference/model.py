@@ -28,6 +28,8 @@ class ModelContext:
         threads: CPU threads one worker may use for compute.
         max_pixels: an image with more pixels than this is refused before it is decoded.
         options: the ``options`` of the service definition, passed through as they are.
+        computes: False in a web worker of mode batch, which only decodes and encodes; ``device`` is then
+            ``"cpu"``, and :meth:`Model.setup` is not called.
     """
 
     device: str
@@ -35,6 +37,7 @@ class ModelContext:
     threads: int = 1
     max_pixels: int = 50_000_000
     options: Mapping[str, Any] = field(default_factory=dict)
+    computes: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +59,11 @@ class Sample:
 
 
 class Model(ABC, Generic[Input, Output]):
-    """One model on one device: ``setup`` once per worker, ``predict`` without side effects."""
+    """One model on one device: ``setup`` once per process that computes, ``predict`` without side effects.
+
+    In mode batch ``decode`` and ``encode`` run in the web workers and ``predict`` in the model process. What
+    ``decode`` and ``predict`` give is then pickled: arrays and CPU tensors are cheap.
+    """
 
     #: Name in the answer's ``model.name``.
     name: ClassVar[str]
@@ -65,9 +72,17 @@ class Model(ABC, Generic[Input, Output]):
     #: False for a model that never computes with torch: it then starts without importing torch.
     uses_torch: ClassVar[bool] = True
 
+    def prepare(self, context: ModelContext) -> None:
+        """Get ready what ``decode`` and ``encode`` need. Called once in every process, before any other method.
+
+        Raises:
+            ConfigError: an option is unknown or has a bad value.
+            ArtifactError: a file of the release is missing or damaged.
+        """
+
     @abstractmethod
     def setup(self, context: ModelContext) -> None:
-        """Load weights on ``context.device``. Called once, before any other method.
+        """Load weights on ``context.device``. Called once, after ``prepare``, where ``predict`` will be.
 
         Raises:
             ArtifactError: a file of the release is missing or damaged.
@@ -81,9 +96,20 @@ class Model(ABC, Generic[Input, Output]):
             Problem: the client's fault, with the HTTP status that says which.
         """
 
+    def cost(self, item: Input) -> int:
+        """Say what an input takes of the device's memory and time, in a unit of the model's own, at least 1.
+
+        Batches are bounded by the sum; pixels are right for images of many sizes.
+        """
+        return 1
+
     @abstractmethod
-    def predict(self, inputs: Sequence[Input]) -> list[Output]:
-        """Compute one output per input, in order, on the device."""
+    def predict(self, inputs: Sequence[Input]) -> Sequence[Output | Exception]:
+        """Compute one output per input, in order, on the device; the outputs are on the CPU.
+
+        In place of an output there may be an exception, which fails that request alone: a
+        :class:`~inference.errors.Problem` blames the client, anything else is the model's fault.
+        """
 
     @abstractmethod
     def encode(self, output: Output) -> dict[str, Any]:

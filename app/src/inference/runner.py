@@ -1,4 +1,4 @@
-"""Run one model: one request at a time, within its deadline, and know whether it still works."""
+"""Run one model: one request at a time, within its deadline, and know whether it still works. This is mode process."""
 
 from __future__ import annotations
 
@@ -9,17 +9,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
-from inference import loader, server
-from inference.compare import difference
+from inference import loader, memory, server
 from inference.config import Config
-from inference.errors import ConfigError, NotReady, OverTime, Problem, SampleError
+from inference.errors import NotReady, OverTime, Problem
 from inference.model import Model
+from inference.sampling import check_members, predict_one, run_sample
 from inference.watchdog import Watchdog
-
-#: Members of an answer that belong to the service; a model may not give them.
-RESERVED_MEMBERS = frozenset({"request_id", "model", "device", "timing_ms"})
 
 #: A model that hangs for this many times the request's timeout ends the process.
 STUCK_FACTOR = 2.0
@@ -36,12 +33,21 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Members that the model gave, and where the time went, in seconds."""
+    """Members that the model gave, and where the time went, in seconds.
+
+    Attributes:
+        members: of the answer.
+        waited: for the device.
+        decode: of the input.
+        compute: of the batch on the device.
+        batch: number of requests that were computed together; None in mode process.
+    """
 
     members: dict[str, Any]
     waited: float
     decode: float
     compute: float
+    batch: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +61,33 @@ class Health:
 
     last_success: float
     age: float
+
+
+class ModelRunner(Protocol):
+    """What the routes need of a mode."""
+
+    torch_device: str
+    torch_version: str | None
+
+    @property
+    def field(self) -> str:
+        """Name of the multipart field that holds the input."""
+
+    @property
+    def model_name(self) -> str:
+        """Name of the model in answers."""
+
+    def start(self) -> None:
+        """Get ready for requests, or fail."""
+
+    def answer(self, body: bytes, content_type: str, deadline: float) -> Answer:
+        """Answer one request."""
+
+    def health(self) -> Health:
+        """Say when the sample last worked."""
+
+    def close(self) -> None:
+        """Let go of everything while Python still works."""
 
 
 class Runner:
@@ -89,6 +122,7 @@ class Runner:
         self._success_wall = 0.0
         self._load_seconds = 0.0
         self.torch_device = "cpu"
+        self.torch_version: str | None = None
 
     @property
     def field(self) -> str:
@@ -111,18 +145,19 @@ class Runner:
         began = time.monotonic()
         context = loader.context(self._config, self._model)
         self.torch_device = context.device
+        self._model.prepare(context)
         self._model.setup(context)
         loaded = time.monotonic()
-        clash = RESERVED_MEMBERS & set(self._run_sample())
-        if clash:
-            raise ConfigError(f"model {self.model_name!r} answers with reserved members: {', '.join(sorted(clash))}")
+        check_members(self._model, self._run_sample())
+        self.torch_version = loader.torch_version()
         self._load_seconds = time.monotonic() - began
         facts = {
             "model": self.model_name,
             "torch_device": context.device,
-            "torch": loader.torch_version(),
+            "torch": self.torch_version,
             "load_seconds": round(loaded - began, 3),
             "sample_seconds": round(time.monotonic() - loaded, 3),
+            **memory.measured(context.device),
         }
         _log.info("model_loaded", extra={"facts": facts})
 
@@ -152,7 +187,7 @@ class Runner:
                 self._check()
                 started = time.monotonic()
             with self._watching_model():
-                output = self._predict(item)
+                output = predict_one(self._model, item)
                 ended = time.monotonic()
                 members = self._model.encode(output)
         finally:
@@ -217,12 +252,6 @@ class Runner:
             self._sound = False
             raise
 
-    def _predict(self, item: Any) -> Any:
-        outputs = self._model.predict([item])
-        if len(outputs) != 1:
-            raise RuntimeError(f"model {self.model_name!r} gave {len(outputs)} outputs for 1 input")
-        return outputs[0]
-
     def _check(self) -> None:
         """Run the sample again; the caller holds the turn."""
         now = time.monotonic()
@@ -244,11 +273,7 @@ class Runner:
         )
 
     def _run_sample(self) -> dict[str, Any]:
-        sample = self._model.sample()
-        item = self._model.decode(sample.body, sample.content_type)
-        answer = self._model.encode(self._predict(item))
-        if text := difference(sample.expected, answer, sample.tolerance):
-            raise SampleError(f"model {self.model_name!r} on {self.torch_device}: {text}")
+        answer = run_sample(self._model, self.torch_device)
         self._sound = True
         self._failures = 0
         self._success = time.monotonic()

@@ -68,6 +68,12 @@ def at_exit(hook: Callable[[], None]) -> None:
         module.atexit = hook  # type: ignore[attr-defined]
 
 
+def connection_fd() -> int | None:
+    """Give the descriptor of the connection on which this thread's request came; None outside of uWSGI."""
+    module = uwsgi()
+    return None if module is None else module.connection_fd()
+
+
 def retire() -> None:
     """Ask uWSGI to replace this worker once the requests it holds are answered.
 

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from inference import logs
@@ -24,11 +24,11 @@ EXIT_STUCK = 86
 _log = logging.getLogger(__name__)
 
 
-def end_process() -> None:
+def end_process(status: int = EXIT_STUCK) -> None:
     """End this process at once, without teardown, which could hang as the model does."""
     for handler in logging.getLogger().handlers:
         handler.flush()
-    os._exit(EXIT_STUCK)
+    os._exit(status)
 
 
 class Watchdog:
@@ -42,18 +42,22 @@ class Watchdog:
     def __init__(self, limit_seconds: float, on_stuck: Callable[[], None] = end_process) -> None:
         self._limit = limit_seconds
         self._on_stuck = on_stuck
-        self._calls: dict[int, tuple[float, str | None]] = {}
+        self._calls: dict[int, tuple[float, str | Sequence[str | None] | None]] = {}
         self._started = threading.Lock()
         # Polling costs one wake-up a second at most and keeps the request's path free of signalling.
         self._period = min(1.0, limit_seconds / 10)
 
     @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Watch the calling thread until the block ends."""
+    def watching(self, request_ids: Sequence[str | None] | None = None) -> Iterator[None]:
+        """Watch the calling thread until the block ends.
+
+        Args:
+            request_ids: the requests computed together; the one that the thread works on when not given.
+        """
         if self._started.acquire(blocking=False):
             threading.Thread(target=self._run, name="watchdog", daemon=True).start()
         ident = threading.get_ident()
-        self._calls[ident] = (time.monotonic(), logs.request_id.get())
+        self._calls[ident] = (time.monotonic(), logs.request_id.get() if request_ids is None else request_ids)
         try:
             yield
         finally:
@@ -64,16 +68,16 @@ class Watchdog:
             time.sleep(self._period)
             now = time.monotonic()
             # list(): requests come and go on other threads while this one looks.
-            for ident, (began, request_id) in list(self._calls.items()):
+            for ident, (began, requests) in list(self._calls.items()):
                 if now - began > self._limit:
-                    self._report(ident, now - began, request_id)
+                    self._report(ident, now - began, requests)
                     self._on_stuck()
                     return
 
-    def _report(self, ident: int, seconds: float, request_id: str | None) -> None:
+    def _report(self, ident: int, seconds: float, requests: str | Sequence[str | None] | None) -> None:
         frame = sys._current_frames().get(ident)
         facts = {
-            "request_id": request_id,
+            "request_id" if requests is None or isinstance(requests, str) else "request_ids": requests,
             "seconds": round(seconds, 3),
             "limit_seconds": self._limit,
             "exit_status": EXIT_STUCK,

@@ -9,13 +9,13 @@ from typing import Any
 
 from flask import Blueprint, Response, jsonify
 
-from inference import loader, logs
+from inference import logs
 from inference.config import Config
 from inference.errors import ArtifactError
-from inference.runner import Runner
+from inference.runner import ModelRunner
 
 
-def create(config: Config, runner: Runner) -> Blueprint:
+def create(config: Config, runner: ModelRunner) -> Blueprint:
     """Make the blueprint of ``/healthz``, ``/readyz`` and ``/version``.
 
     Raises:
@@ -50,11 +50,12 @@ def create(config: Config, runner: Runner) -> Blueprint:
             "version": metadata.version("inference"),
             **place,
             "model": runner.model_name,
+            "mode": config.mode,
             "torch_device": runner.torch_device,
             "python": platform.python_version(),
         }
-        if torch := loader.torch_version():
-            facts["torch"] = torch
+        if runner.torch_version:
+            facts["torch"] = runner.torch_version
         if revision is not None:
             # Not the wheels of every kind of host: that is for who reads the file on the host.
             facts["revision"] = {key: value for key, value in revision.items() if key != "environments"}

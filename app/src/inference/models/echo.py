@@ -29,7 +29,7 @@ class EchoModel(Model[Any, Any]):
     _delay_seconds = 0.0
     _suffix = ""
 
-    def setup(self, context: ModelContext) -> None:
+    def prepare(self, context: ModelContext) -> None:
         """Read the options.
 
         Raises:
@@ -44,6 +44,9 @@ class EchoModel(Model[Any, Any]):
             raise ConfigError(f"option suffix={suffix!r}: must be a string")
         self._delay_seconds = delay / 1000.0
         self._suffix = suffix
+
+    def setup(self, context: ModelContext) -> None:
+        """Do nothing: there are no weights."""
 
     def decode(self, body: bytes, content_type: str) -> Any:
         """Read JSON and text by their media type; take everything else as bytes.

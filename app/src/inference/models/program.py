@@ -89,8 +89,8 @@ class ProgramModel(Model[Item, Any]):
     name: ClassVar[str] = "program"
     field: ClassVar[str] = "inputs"
 
-    def setup(self, context: ModelContext) -> None:
-        """Load the program and move it to the device.
+    def prepare(self, context: ModelContext) -> None:
+        """Read the options, and from the program what its inputs must look like.
 
         Raises:
             ConfigError: an option is unknown, missing or does not fit the program.
@@ -110,6 +110,14 @@ class ProgramModel(Model[Item, Any]):
             self._batch_limit = _batch_limit(specs)
             specs = tuple(InputSpec(spec.name, spec.dtype, spec.shape[1:]) for spec in specs)
         self._specs = specs
+        # A process that does not compute has no use for the weights.
+        self._program = program if context.computes else None
+
+    def setup(self, context: ModelContext) -> None:
+        """Move the program to the device."""
+        program, self._program = self._program, None
+        if program is None:
+            raise RuntimeError("setup needs what prepare has loaded")
         self._device = torch.device(context.device)
         if self._device.type != "cpu":
             program = move_to_device_pass(program, context.device)
