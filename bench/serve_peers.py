@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import http.client
 import signal
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-PEERS = Path(__file__).resolve().parent / "peers"
-sys.path[:0] = [str(PEERS.parent.parent / "tests"), str(PEERS.parent.parent / "plugins" / "module_utils")]
-
 import environments
 import processes
 
+PEERS = Path(__file__).resolve().parent / "peers"
 #: Loading torch and a model on a busy machine takes this long at most.
 START_SECONDS = 120
 #: How each peer is started; the first word is a program of the peers' environment.

@@ -49,7 +49,7 @@ def app() -> Path:
 
 
 def locked(name: str, project: Path, parts: list[str], editable: bool = False) -> Path:
-    """The Python of an environment with what a project's uv.lock pins, torch as its CPU build; made anew when that changes.
+    """The Python of an environment with what a uv.lock pins, torch as its CPU build; made anew when that changes.
 
     Args:
         name: the environment's name, below .cache/venvs.
