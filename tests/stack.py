@@ -146,6 +146,7 @@ class Fleet:
         return {
             **{name: str(getattr(self, name)) for name in ("devices_dir", "run_dir", "log_dir")},
             "upstreams_dir": str(self.folder / "nginx" / "upstreams"),
+            "measured_file": str(self.folder / "measured.json"),
         }
 
     def start(self, vassals: list[Json]) -> None:

@@ -24,7 +24,7 @@ ENVIRONMENT_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
 MODEL = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
 #: Options that the vassal's template sets itself; given twice, uWSGI would take both.
 OWNED = {
-    "buffer-size": "buffer_size", "callable": "callable", "chdir": "", "http-socket": "protocol", "lazy-apps": "lazy_apps",
+    "attach-daemon2": "mode", "buffer-size": "buffer_size", "callable": "callable", "chdir": "", "http-socket": "protocol", "lazy-apps": "lazy_apps",
     "listen": "listen", "master": "master", "module": "module", "processes": "workers", "pythonpath": "", "socket": "transport",
     "stats": "stats", "threads": "threads", "workers": "workers", "wsgi-file": "wsgi_file", "env": "environment",
 }  # fmt: skip
@@ -90,6 +90,26 @@ def unknown_uwsgi_options(service: Mapping[str, Any]) -> list[str]:
     return complaints
 
 
+def batch_complaints(service: Mapping[str, Any], custom: bool) -> list[str]:
+    """Complaints about a service of mode batch.
+
+    Args:
+        service: its options.
+        custom: whether it runs a WSGI app of its own.
+    """
+    name = service["name"]
+    complaints = []
+    if custom:
+        complaints.append(
+            f"service {name}: mode is batch, and module or wsgi_file name a WSGI app of your own: only the project's app "
+            "gathers batches. Give it a model (module: inference.wsgi), or mode: process."
+        )
+    for option, low in (("batch_max_items", 1), ("batch_max_cost", 0), ("batch_delay_ms", 0), ("queue_max_items", 1)):
+        if int(service[option]) < low:
+            complaints.append(f"service {name}: {option} is {service[option]}; it takes a whole number from {low} up.")
+    return complaints
+
+
 def service_complaints(services: list[Mapping[str, Any]], stop_seconds: int, nginx_seconds: int) -> list[str]:
     """Complaints about the services of a host, as resolved with their defaults."""
     complaints = [] if services else ["services is empty; a host needs at least one."]
@@ -117,6 +137,8 @@ def service_complaints(services: list[Mapping[str, Any]], stop_seconds: int, ngi
                 f"service {name}: master is false: an emperor cannot stop a vassal without a master, so it would be killed "
                 "with its requests at each release switch. Leave it true."
             )
+        if service["mode"] == "batch":
+            complaints += batch_complaints(service, custom)
         if not 1024 <= int(service["base_port"]) <= 65000:
             complaints.append(f"service {name}: base_port is {service['base_port']}; it takes 1024 to 65000.")
         complaints += [

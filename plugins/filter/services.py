@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import copy
 import functools
+import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,16 @@ ROLES = Path(__file__).resolve().parents[2] / "roles"
 MODELS = Path(__file__).resolve().parents[2] / "app" / "src" / "inference" / "models"
 #: TCP ports of a second vassal of the same service on the same device lie this far above those of the first.
 PORT_STRIDE = 50
+
+#: Options that only one mode reads.
+MODE_OPTIONS: dict[str, tuple[str, ...]] = {
+    "process": ("workers", "threads"),
+    "batch": ("batch_max_items", "batch_max_cost", "batch_delay_ms", "queue_max_items", "web_workers", "web_threads"),
+}
+#: More web workers than this gain nothing: what they do for a request is short.
+WEB_WORKERS = 4
+#: Threads of a vassal in mode batch beyond those that wait for the model: they answer health checks and say that the queue is full.
+SPARE_THREADS = 16
 
 #: What the built-in models need and answer; a service may override any of it.
 BUILT_IN: dict[str, dict[str, Any]] = {
@@ -54,6 +66,7 @@ def services_resolve(services: Iterable[Mapping[str, Any]]) -> list[dict[str, An
     for given in services:
         service = {name: copy.deepcopy(option.get("default")) for name, option in service_options().items()}
         service.update(given)
+        check_mode(service, given)
         if service["program"] and not service["model"]:
             service["model"] = "inference.models.program:ProgramModel"
         built_in = copy.deepcopy(BUILT_IN.get(service["model"], {}))
@@ -66,6 +79,23 @@ def services_resolve(services: Iterable[Mapping[str, Any]]) -> list[dict[str, An
         resolved.append(service)
     check_clashes(resolved)
     return resolved
+
+
+def check_mode(service: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Refuse options that the service's mode does not read.
+
+    Raises:
+        AnsibleFilterError: with the option and the mode that reads it.
+    """
+    for mode, names in MODE_OPTIONS.items():
+        unread = [name for name in names if name in given]
+        # Another value of mode is refused by the role's spec, which names the choices.
+        if unread and mode != service["mode"] and service["mode"] in MODE_OPTIONS:
+            instead = ", ".join(MODE_OPTIONS[service["mode"]])
+            raise AnsibleFilterError(
+                f"services: {service.get('name', '?')}: {', '.join(unread)} is for mode {mode}, and the mode is "
+                f"{service['mode']}, which reads {instead}. Remove it, or set mode: {mode}."
+            )
 
 
 def check_clashes(services: list[dict[str, Any]]) -> None:
@@ -116,14 +146,85 @@ def services_workers(
     Raises:
         AnsibleFilterError: ``workers`` is neither ``auto`` nor a whole number above 0.
     """
-    wanted = str(service["workers"])
+    return number(service, "workers") or workers_auto(service, device, host, device_count)
+
+
+def number(service: Mapping[str, Any], option: str) -> int:
+    """Value of an option that is ``auto``, here 0, or a whole number above 0.
+
+    Raises:
+        AnsibleFilterError: it is neither.
+    """
+    wanted = str(service[option])
     if wanted == "auto":
-        return workers_auto(service, device, host, device_count)
+        return 0
     if not wanted.isdigit() or int(wanted) < 1:
         raise AnsibleFilterError(
-            f"services: {service['name']}: workers is {wanted!r}; it takes 'auto' or a whole number above 0."
+            f"services: {service['name']}: {option} is {wanted!r}; it takes 'auto' or a whole number above 0."
         )
     return int(wanted)
+
+
+def web_layout(service: Mapping[str, Any], device: Mapping[str, Any]) -> tuple[int, int]:
+    """Web workers of a service in mode batch, and the threads of each.
+
+    Each request holds a thread while it waits, so a full queue and a full batch need one each. What is beyond has to be
+    told at once that the queue is full, and not to wait unseen in the socket's own queue.
+    """
+    workers = number(service, "web_workers") or max(1, min(WEB_WORKERS, int(device["cores"])))
+    waiting = int(service["queue_max_items"]) + int(service["batch_max_items"]) + SPARE_THREADS
+    return workers, number(service, "web_threads") or math.ceil(waiting / workers)
+
+
+def layout(
+    service: Mapping[str, Any], device: Mapping[str, Any], host: Mapping[str, Any], device_count: int
+) -> dict[str, Any]:
+    """Processes and threads of a vassal.
+
+    Returns:
+        ``workers`` and ``threads`` of uWSGI, ``models`` (processes that hold the model) and ``compute_threads`` of each of
+        these; ``fit``, when the host may settle the number of workers by what it measures, else empty.
+    """
+    cores = int(device["cores"])
+    if service["mode"] == "batch":
+        workers, threads = web_layout(service, device)
+        return {"workers": workers, "threads": threads, "models": 1, "compute_threads": max(1, cores), "fit": {}}
+    workers, threads = services_workers(service, device, host, device_count), int(service["threads"])
+    auto = number(service, "workers") == 0
+    return {
+        "workers": workers,
+        "threads": threads,
+        "models": workers,
+        "compute_threads": max(1, cores // (workers * threads)),
+        "fit": fit(service, device, host, device_count) if auto else {},
+    }
+
+
+def fit(
+    service: Mapping[str, Any], device: Mapping[str, Any], host: Mapping[str, Any], device_count: int
+) -> dict[str, Any]:
+    """What the host needs to work out the number of workers once it has measured what one takes.
+
+    Returns:
+        ``key`` (what the measured numbers are true for), ``device_mib`` and ``host_mib`` that are to be had, ``most``
+        workers of use, ``cores``, ``threads``.
+    """
+    # What makes a process larger or smaller; the release is known apart from it.
+    settings = [
+        service[name] for name in ("model", "options", "program", "module", "wsgi_file", "environment", "threads")
+    ]
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:8]
+    kind = "cpu" if device["kind"] == "cpu" else device.get("model") or device["kind"]
+    cores, threads = int(device["cores"]), int(service["threads"])
+    return {
+        "key": f"{service['name']} {digest} {kind}",
+        "device_mib": int(device["memory_mib"]) - int(service["device_reserve_mib"]),
+        "host_mib": (int(host["memory_mib"]) - int(service["host_reserve_mib"])) // device_count,
+        # A worker that gets no core to decode on only takes memory.
+        "most": max(1, cores // threads),
+        "cores": cores,
+        "threads": threads,
+    }
 
 
 def services_plan(
@@ -133,14 +234,12 @@ def services_plan(
     plan = []
     for service in services:
         for position, device in enumerate(devices):
-            workers = services_workers(service, device, host, len(devices))
             port = int(service["base_port"]) + position
             plan.append(
                 {
                     "service": service,
                     "device": device,
-                    "workers": workers,
-                    "compute_threads": max(1, int(device["cores"]) // (workers * int(service["threads"]))),
+                    **layout(service, device, host, len(devices)),
                     "ports": [port, port + PORT_STRIDE] if service["transport"] == "tcp" else [],
                 }
             )
@@ -171,7 +270,7 @@ def check_ports(plan: Iterable[Mapping[str, Any]]) -> None:
 def services_environment(vassal: Mapping[str, Any], release: Mapping[str, Any]) -> dict[str, str]:
     """Environment of a vassal: what the app reads, thread counts, then the service's own."""
     service, device = vassal["service"], vassal["device"]
-    threads = str(vassal["compute_threads"])
+    threads = "@THREADS@" if vassal["fit"] else str(vassal["compute_threads"])
     return {
         "INFERENCE_SERVICE": service["name"],
         "INFERENCE_ROUTE": service["route"],
@@ -186,10 +285,23 @@ def services_environment(vassal: Mapping[str, Any], release: Mapping[str, Any]) 
         "INFERENCE_MAX_PIXELS": str(service["max_pixels"]),
         "INFERENCE_TIMEOUT_SECONDS": str(service["timeout_seconds"]),
         "INFERENCE_LOG_LEVEL": service["log_level"],
+        **batch_environment(vassal),
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
         "OPENBLAS_NUM_THREADS": threads,
         **{str(name): str(value) for name, value in service["environment"].items()},
+    }
+
+
+def batch_environment(vassal: Mapping[str, Any]) -> dict[str, str]:
+    """What the app reads in mode batch only; empty in another, so that an app without that mode takes it too."""
+    service = vassal["service"]
+    if service["mode"] != "batch":
+        return {}
+    return {
+        "INFERENCE_MODE": "batch",
+        "INFERENCE_CHANNEL": f"/run/fleet/{vassal['device']['name']}/@NAME@.model",
+        **{f"INFERENCE_{name.upper()}": str(service[name]) for name in MODE_OPTIONS["batch"] if "web_" not in name},
     }
 
 

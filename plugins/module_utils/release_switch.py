@@ -8,7 +8,6 @@ upstream first. What would stop the last device that serves is refused, unless t
 from __future__ import annotations
 
 import grp
-import re
 import shutil
 import time
 from collections.abc import Collection, Mapping
@@ -22,7 +21,15 @@ from ansible.module_utils.nginx_configuration import Configuration, NginxError, 
 from ansible.module_utils.placed_files import PlacedFiles, place
 from ansible.module_utils.units import UnitError, manager
 from ansible.module_utils.upstreams import Drained, Upstreams
-from ansible.module_utils.vassal_files import ADDRESS, NotReady, Vassal, VassalError, Vassals
+from ansible.module_utils.vassal_files import (
+    ADDRESS,
+    NotReady,
+    Vassal,
+    VassalError,
+    Vassals,
+    has_model_process,
+    workers_of,
+)
 
 POLL_SECONDS = 0.3
 #: Options that make a deployment: with them it can be gone back to without the inventory of that day.
@@ -128,8 +135,8 @@ class Switch:
     def lacks(self, devices: Collection[str]) -> str:
         """Why old and new vassals do not fit beside each other on some devices; empty when they do.
 
-        A worker of the new release is reckoned to take what one of the former release takes now, and what is configured
-        where none runs. Free is what the driver and the kernel say.
+        A process that holds the model is reckoned to take what one of the former release takes now (in mode batch with the
+        web workers around it), and what is configured where none runs. Free is what the driver and the kernel say.
         """
         mode = self.options["switch"]
         if mode != "auto":
@@ -140,12 +147,13 @@ class Switch:
             if vassal.device not in devices:
                 continue
             wanted = vassal.wanted
-            pid, workers = self.running(wanted["service"], vassal.device)
-            measured = memory.host_mib_of(pid) // workers if pid else 0
-            host_need += wanted["workers"] * (measured or wanted["host_memory_per_worker_mib"])
+            pid, models = self.running(wanted["service"], vassal.device)
+            count = wanted["models"] if not vassal.fit else vassal.workers()
+            measured = memory.host_mib_of(pid) // models if pid else 0
+            host_need += count * (measured or wanted["host_memory_per_worker_mib"])
             reserve = max(reserve, wanted["host_reserve_mib"])
-            measured = (memory.device_mib_of(pid) or 0) // workers if pid else 0
-            need = wanted["workers"] * (measured or wanted["memory_per_worker_mib"])
+            measured = (memory.device_mib_of(pid) or 0) // models if pid else 0
+            need = count * (measured or wanted["memory_per_worker_mib"])
             device_need[vassal.device] = device_need.get(vassal.device, 0) + need
         free = memory.free_host_mib() - reserve
         if host_need > free:
@@ -161,12 +169,14 @@ class Switch:
         return ""
 
     def running(self, service: str, device: str) -> tuple[int, int]:
-        """Process id and workers of the running vassal of a service on a device; 0 and 1 when there is none."""
+        """Process id, and processes with the model, of the running vassal of a service on a device; 0 and 1 when there is none."""
         for path in self.present(service, device):
             try:
                 state = stats(stats_path(self.options["run_dir"], device, path.stem))
             except SocketError:
                 continue
+            if has_model_process(path):
+                return int(state["pid"]), 1
             return int(state["pid"]), max(1, sum(1 for one in state.get("workers", []) if one["pid"]))
         return 0, 1
 
@@ -175,9 +185,9 @@ class Switch:
         total = 0
         for vassal in self.vassals.vassals:
             for path in self.present(vassal.wanted["service"], device):
-                workers = re.search(r"^workers = (\d+)$", path.read_text(), re.MULTILINE)
-                if vassal.device == device and workers:
-                    total += int(workers[1]) * vassal.wanted["memory_per_worker_mib"]
+                if vassal.device == device:
+                    models = 1 if has_model_process(path) else workers_of(path)
+                    total += models * vassal.wanted["memory_per_worker_mib"]
         return total
 
     # ---- plan
@@ -311,14 +321,14 @@ class Switch:
             self.vassals_ready(vassals)
             return
         deadline = time.monotonic() + LOAD_SECONDS
-        workers = re.search(r"^workers = (\d+)$", path.read_text(), re.MULTILINE)
+        workers = workers_of(path)
         while True:
             try:
                 state = stats(stats_path(self.options["run_dir"], device, path.stem))
                 accepting = sum(1 for one in state["workers"] if one["accepting"] and one["pid"])
-                if workers is None or accepting >= int(workers[1]):
+                if accepting >= workers:
                     return
-                seen = f"{accepting} of {workers[1]} workers accept requests"
+                seen = f"{accepting} of {workers} workers accept requests"
             except SocketError as error:
                 seen = str(error)
             if time.monotonic() > deadline:

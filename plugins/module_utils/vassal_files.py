@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from ansible.module_utils import memory
 from ansible.module_utils.fleet_socket import (
     SocketError,
     connect,
@@ -18,6 +19,7 @@ from ansible.module_utils.fleet_socket import (
     stats,
     stats_path,
 )
+from ansible.module_utils.measured import Measured, workers_that_fit
 from ansible.module_utils.placed_files import place
 
 #: A vassal whose master was started this often while it was waited for is crashing, not loading.
@@ -31,6 +33,17 @@ LOG_LINES = 100
 REASONS = re.compile(r'"event": "not_started"|failed to open python file|no python application found|^\[strict-mode\]')
 
 
+def workers_of(path: Path) -> int:
+    """Workers that a vassal's file asks for; 0 when there is no such file."""
+    match = re.search(r"^workers = (\d+)$", path.read_text(), re.MULTILINE) if path.is_file() else None
+    return int(match[1]) if match else 0
+
+
+def has_model_process(path: Path) -> bool:
+    """Whether one process of a vassal holds the model for all its workers (mode batch)."""
+    return re.search(r"^attach-daemon2 = .*inference\.model_process", path.read_text(), re.MULTILINE) is not None
+
+
 class NotReady(Exception):
     """A vassal does not serve; the text says what is missing."""
 
@@ -38,8 +51,9 @@ class NotReady(Exception):
 class Vassal:
     """A wanted vassal and its place on the host."""
 
-    def __init__(self, wanted: dict, devices_dir: Path, run_dir: Path, group: str) -> None:
+    def __init__(self, wanted: dict, devices_dir: Path, run_dir: Path, group: str, measured: Measured) -> None:
         self.wanted = wanted
+        self.measured = measured
         self.group = group
         self.device = wanted["device"]
         self.template = wanted["ini"]
@@ -84,7 +98,30 @@ class Vassal:
             address = str(self.run_dir / self.device / f"{self.name}.sock")
         else:
             address = f"127.0.0.1:{self.free_port()}"
-        return self.template.replace("@NAME@", self.name).replace("@ADDRESS@", address)
+        workers = self.workers_by_memory()
+        threads = max(1, self.fit["cores"] // (workers * self.fit["threads"])) if self.fit else 0
+        places = {"@NAME@": self.name, "@ADDRESS@": address, "@WORKERS@": str(workers), "@THREADS@": str(threads)}
+        text = self.template
+        for place_of, value in places.items():
+            text = text.replace(place_of, value)
+        return text
+
+    @property
+    def fit(self) -> dict:
+        """What there is to settle the number of workers by memory; empty when the number is given."""
+        return dict(self.wanted.get("fit") or {})
+
+    def workers_by_memory(self) -> int:
+        """Workers that the file of this vassal gets: the given number, or as many as fit by what was measured."""
+        numbers = self.measured.get(self.wanted["release"], self.fit["key"]) if self.fit else None
+        if numbers is None:
+            return int(self.wanted["workers"])
+        return workers_that_fit(self.fit, numbers["device_mib"], numbers["host_mib"])
+
+    def workers(self) -> int:
+        """Workers that this vassal must have, or would have."""
+        # Once settled it stays, whatever is measured later.
+        return (workers_of(self.path) if self.fit else 0) or self.workers_by_memory()
 
     def write(self) -> None:
         """Place the file in one step: the emperor reads whatever has the right ending."""
@@ -102,8 +139,8 @@ class Vassal:
         accepting = sum(1 for one in state.get("workers", []) if one.get("accepting") and one.get("pid"))
         if state.get("pid"):
             self.masters.add(int(state["pid"]))
-        if accepting != self.wanted["workers"]:
-            raise NotReady(f"{accepting} of {self.wanted['workers']} workers accept requests")
+        if accepting != (workers := self.workers()):
+            raise NotReady(f"{accepting} of {workers} workers accept requests")
 
     def check(self) -> None:
         """Check that all workers accept, ``/readyz`` is content and the sample gives the known answer.
@@ -153,7 +190,7 @@ class Vassals:
 
     Args:
         options: ``vassals``, ``group``, ``devices_dir``, ``run_dir``, ``log_dir``, ``upstreams_dir``, ``stop_seconds``,
-            as in the module ``host_switch``.
+            ``measured_file``, as in the module ``host_switch``.
     """
 
     def __init__(self, options: Mapping) -> None:
@@ -162,7 +199,10 @@ class Vassals:
         self.log_dir = Path(options["log_dir"])
         self.upstreams_dir = Path(options["upstreams_dir"])
         self.stop_seconds: int = options["stop_seconds"]
-        self.vassals = [Vassal(one, self.devices_dir, self.run_dir, options["group"]) for one in options["vassals"]]
+        self.measured = Measured(Path(options["measured_file"]))
+        self.vassals = [
+            Vassal(one, self.devices_dir, self.run_dir, options["group"], self.measured) for one in options["vassals"]
+        ]
 
     def unwanted(self) -> list[Path]:
         """Files of vassals that the inventory does not ask for."""
@@ -259,6 +299,8 @@ class Vassals:
                 vassal.write()
             for vassal in vassals:
                 self.wait_ready(vassal)
+            for vassal in missing:
+                self.settle_workers(vassal)
         except (NotReady, OSError) as error:
             broken = vassal.full_name if vassal else "?"
             device = vassal.device if vassal else ""
@@ -270,6 +312,25 @@ class Vassals:
                 + f"Look: {self.look(device)}\nLast lines of its log:\n{log}"
             ) from error
         return missing
+
+    def settle_workers(self, vassal: Vassal) -> None:
+        """Measure what a worker takes at the first load of a release; start the vassal anew when another number fits.
+
+        Raises:
+            NotReady: the vassal with the other number does not serve.
+        """
+        release = vassal.wanted["release"]
+        if not vassal.fit or not vassal.wanted["stats"] or self.measured.get(release, vassal.fit["key"]):
+            return
+        pid = int(stats(stats_path(str(self.run_dir), vassal.device, vassal.name))["pid"])
+        models = vassal.workers()
+        device_mib = memory.device_mib_of(pid) or 0
+        self.measured.put(release, vassal.fit["key"], memory.host_mib_of(pid) // models, device_mib // models)
+        if vassal.workers_by_memory() != models:
+            # nginx does not lead to it yet.
+            self.remove([vassal.path])
+            vassal.write()
+            self.wait_ready(vassal)
 
     def addresses(self) -> dict[str, str]:
         """Where the wanted vassals listen or would, by ``SERVICE/DEVICE``."""
@@ -296,7 +357,7 @@ class Vassals:
         deadline = time.monotonic() + self.stop_seconds + 15
         for path in paths:
             device = path.parent.parent.name
-            leftovers = [self.run_dir / device / f"{path.stem}{ending}" for ending in (".sock", ".stats")]
+            leftovers = [self.run_dir / device / f"{path.stem}{ending}" for ending in (".sock", ".stats", ".model")]
             while self.known_to_emperor(device, path.name):
                 if time.monotonic() > deadline:
                     raise VassalError(f"Vassal {device}/{path.stem} does not stop. Look: {self.look(device)}")

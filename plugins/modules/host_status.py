@@ -21,14 +21,14 @@ from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.fleet_socket import SocketError, stats, stats_path
+from ansible.module_utils.vassal_files import workers_of
 
 
 def vassal_status(path: Path, device: str, run_dir: str) -> dict:
     """What a vassal's file and its stats say."""
     text = path.read_text()
     release = re.search(r"^chdir = .*/([^/\n]+)$", text, re.MULTILINE)
-    wanted = re.search(r"^workers = (\d+)$", text, re.MULTILINE)
-    wanted_workers = int(wanted[1]) if wanted else 0
+    wanted_workers = workers_of(path)
     found: dict = {
         "name": path.stem,
         "service": path.stem.split("--")[0],

@@ -23,7 +23,7 @@ options:
   wanted:
     description: >-
       What is wanted, and all that a record of it holds. release (id, dir, environment, uwsgi_home); vassals (name, service,
-      device, release, ini, workers, stats, protocol, transport, ports, route, ready_path, load_seconds, sample, memory of a
+      device, release, ini, workers, models, fit, stats, protocol, transport, ports, route, ready_path, load_seconds, sample, memory of a
       worker); services, as the checks want them; devices (name, kind, uuid, memory_mib); units (emperors, with name, device and
       the files that they read only when they start); files and folders of emperors, units and helpers (path, content, mode, if
       need be owner, group, secret); nginx (files with places for addresses, links, ports, wait_seconds); nginx_unit (name,
@@ -44,6 +44,7 @@ options:
   pid_file: {description: File with the process id of nginx., type: path, default: /run/nginx.pid}
   drained_file: {description: Devices that a person took out., type: path, default: /var/lib/fleet/drained.json}
   deployed_file: {description: Which deployment is in force., type: path, default: /etc/fleet/deployed.json}
+  measured_file: {description: What workers of each release were measured to take., type: path, default: /var/lib/fleet/measured.json}
   deployments_dir: {description: Records of deployments., type: path, default: /etc/fleet/deployments}
 """
 
@@ -62,6 +63,7 @@ PATHS = {
     "run_dir": "/run/fleet",
     "log_dir": "/var/log/fleet",
     "deployed_file": "/etc/fleet/deployed.json",
+    "measured_file": "/var/lib/fleet/measured.json",
     "deployments_dir": "/etc/fleet/deployments",
 }
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import ansible_modules
+import measured
 import processes
 import pytest
 from ansible.errors import AnsibleFilterError
@@ -116,6 +117,110 @@ def test_compute_threads_share_the_cores(cores: int, wanted: int, threads: int, 
     )
     names = ("INFERENCE_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     assert [environment[name] for name in names] == [str(expected)] * 4
+
+
+# ---- mode batch
+
+
+@pytest.mark.parametrize(
+    ("cores", "options", "expected"),
+    [
+        # 64 wait, 32 are computed, and 16 threads are left to say so.
+        (1, {}, {"workers": 1, "threads": 112, "models": 1, "compute_threads": 1}),
+        (2, {}, {"workers": 2, "threads": 56, "models": 1, "compute_threads": 2}),
+        (64, {}, {"workers": 4, "threads": 28, "models": 1, "compute_threads": 64}),
+        (
+            8,
+            {"queue_max_items": 5, "batch_max_items": 4},
+            {"workers": 4, "threads": 7, "models": 1, "compute_threads": 8},
+        ),
+        (8, {"web_workers": 3, "web_threads": 7}, {"workers": 3, "threads": 7, "models": 1, "compute_threads": 8}),
+    ],
+)
+def test_one_process_has_the_model_and_threads_wait_for_it(cores: int, options: Json, expected: Json) -> None:
+    (vassal,) = plan([65536], cores=cores, mode="batch", **options)
+    assert {name: vassal[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize("option", ["web_workers", "web_threads"])
+@pytest.mark.parametrize("given", [0, "many", -3])
+def test_another_number_of_web_workers_is_refused(option: str, given: object) -> None:
+    with pytest.raises(AnsibleFilterError, match=rf"services: ocr: {option} is .* it takes 'auto' or a whole number"):
+        plan([16384], mode="batch", **{option: given})
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"mode": "batch", "workers": 2}, "workers is for mode process, and the mode is batch"),
+        ({"mode": "batch", "threads": 2}, "threads is for mode process"),
+        (
+            {"batch_max_items": 2},
+            "batch_max_items is for mode batch, and the mode is process, which reads workers, threads",
+        ),
+        ({"mode": "process", "web_threads": 2}, "Remove it, or set mode: batch."),
+    ],
+)
+def test_an_option_that_the_mode_does_not_read_is_refused(options: Json, said: str) -> None:
+    with pytest.raises(AnsibleFilterError, match=said):
+        resolved(**options)
+
+
+def test_the_app_is_told_of_batches_only_in_mode_batch(fleet: Fleet) -> None:
+    release = fleet.release("r1", TINY, Path(sys.prefix))
+    batch = {"name": "b", "route": "/b", "model": "m:M", "mode": "batch", "batch_delay_ms": 5, "queue_max_items": 7}
+    (vassal,) = fleet.vassals([batch], release, DEVICES[:1])
+    lines = vassal["ini"].splitlines()
+    for line in (
+        "env = INFERENCE_MODE=batch",
+        f"env = INFERENCE_CHANNEL={fleet.run_dir}/one/@NAME@.model",
+        "env = INFERENCE_BATCH_MAX_ITEMS=32",
+        "env = INFERENCE_BATCH_MAX_COST=0",
+        "env = INFERENCE_BATCH_DELAY_MS=5",
+        "env = INFERENCE_QUEUE_MAX_ITEMS=7",
+        f"attach-daemon2 = cmd=exec {release['dir']}/venv/bin/python -m inference.model_process,stopsignal=15",
+    ):
+        assert line in lines
+    assert vassal["models"] == 1
+    (process,) = fleet.vassals([{"name": "b", "route": "/b", "model": "m:M"}], release, DEVICES[:1])
+    # An app of before mode batch refuses variables that it does not know.
+    assert not re.search("INFERENCE_(MODE=|CHANNEL|BATCH|QUEUE)|attach-daemon", process["ini"])
+
+
+# ---- workers by measured memory
+
+
+@pytest.mark.parametrize(
+    ("memory", "host", "kind", "options"),
+    [
+        (16384, 131072, "gpu", {}),
+        (8192, 131072, "gpu", {"device_reserve_mib": 1024, "memory_per_worker_mib": 3000}),
+        (16384, 6000, "gpu", {"host_memory_per_worker_mib": 1500}),
+        (8192, 8192, "cpu", {}),
+        (100, 200, "cpu", {}),
+    ],
+)
+def test_a_host_that_measures_what_is_configured_comes_to_the_same_number(
+    memory: int, host: int, kind: str, options: Json
+) -> None:
+    (vassal,) = plan([memory], host, kind, cores=8, **options)
+    service = resolved(**options)
+    found = measured.workers_that_fit(
+        vassal["fit"], service["memory_per_worker_mib"], service["host_memory_per_worker_mib"]
+    )
+    assert found == vassal["workers"]
+
+
+def test_a_given_number_of_workers_is_not_up_to_the_host() -> None:
+    assert plan([16384], workers=3)[0]["fit"] == {}
+    assert plan([16384], mode="batch")[0]["fit"] == {}
+
+
+def test_what_was_measured_holds_for_the_same_settings_only() -> None:
+    key = plan([16384])[0]["fit"]["key"]
+    assert plan([16384], timeout_seconds=7)[0]["fit"]["key"] == key, "what does not change a process's size"
+    others = [{"options": {"a": 1}}, {"threads": 2}, {"environment": {"A": "b"}}, {"model": "n:N"}]
+    assert key not in {plan([16384], **one)[0]["fit"]["key"] for one in others}
 
 
 def test_ports_follow_the_devices_and_leave_room_for_a_second_release() -> None:
@@ -388,7 +493,7 @@ def test_a_value_that_uwsgi_would_take_apart_is_refused(value: str) -> None:
 def test_devices_decide_the_accelerator() -> None:
     kinds = {"cpu": "cpu", "gpu": "cuda", "mig": "cuda"}
     for kind, expected in kinds.items():
-        vassal = {"service": resolved(), "device": {**CPU, "name": "x", "kind": kind}, "compute_threads": 1}
+        vassal = {"service": resolved(), "device": {**CPU, "name": "x", "kind": kind}, "compute_threads": 1, "fit": {}}
         environment = services.services_environment(vassal, {"id": "r1", "dir": "/opt/fleet/releases/r1"})
         assert environment["INFERENCE_ACCELERATOR"] == expected
         assert environment["INFERENCE_ARTIFACTS"] == "/opt/fleet/releases/r1/models"

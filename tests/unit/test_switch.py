@@ -333,7 +333,11 @@ def test_a_restart_of_nginx_or_of_the_last_emperor_has_to_be_allowed(host: Host)
 
 
 def test_a_drained_device_stays_out_over_a_switch(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    places = {name: path for name, path in host.places().items() if not name.startswith(("run_", "log_", "deploy"))}
+    places = {
+        name: path
+        for name, path in host.places().items()
+        if not name.startswith(("run_", "log_", "deploy", "measured"))
+    }
     drain = {"device": "one", "run": RUN, "wait_seconds": 20, **places}
     drain_module = ansible_modules.load("modules", "device_drain")
     monkeypatch.setattr(drain_module, "note", lambda *arguments, **fields: "")

@@ -11,8 +11,10 @@ from typing import Any
 
 import ansible_modules
 import fleet_socket
+import measured
 import processes
 import pytest
+import vassal_files
 from processes import wait_for
 from stack import CPU, GROUP, Fleet, Json
 from vassal_files import VassalError, Vassals
@@ -218,6 +220,61 @@ def test_a_vassal_that_is_there_but_does_not_serve_is_told(host: Host) -> None:
     assert "after 1 s: 2 of 3 workers accept requests" in message
     assert "The new vassals were removed" not in message
     assert host.files("there") == [file_of(vassals)]
+
+
+def measure(monkeypatch: pytest.MonkeyPatch, host_mib: int, device_mib: int) -> None:
+    """Have a vassal of two workers found to take so much."""
+    monkeypatch.setattr(vassal_files.memory, "host_mib_of", lambda _pid: host_mib)
+    monkeypatch.setattr(vassal_files.memory, "device_mib_of", lambda _pid: device_mib)
+
+
+@pytest.mark.parametrize(
+    ("host_mib", "device_mib", "expected"),
+    [
+        # 8 GiB on the device, 31 GiB on the host; numbers of two workers, of which 1.5 times as much is reckoned.
+        (200, 0, 2),
+        (200, 16_000, 1),
+        (50_000, 0, 1),
+    ],
+)
+def test_workers_auto_is_settled_by_what_the_first_load_takes(
+    host: Host, monkeypatch: pytest.MonkeyPatch, host_mib: int, device_mib: int, expected: int
+) -> None:
+    measure(monkeypatch, host_mib, device_mib)
+    # Other settings, so that what another case measured does not hold.
+    case = {"CASE": f"{host_mib} {device_mib}"}
+    wanted = host.wanted("auto", workers="auto", memory_per_worker_mib=4096, environment=case)
+    assert wanted[0]["workers"] == 2, "as configured: two cores, and memory for two"
+    host.start(wanted)
+    assert vassal_files.workers_of(host.fleet.devices_dir / "one" / "vassals" / f"{wanted[0]['name']}.ini") == expected
+    assert len([one for one in host.fleet.stats(wanted[0])["workers"] if one["pid"]]) == expected
+    told = host.fleet.ask(wanted[0], "/").json()
+    assert told["environment"]["OMP_NUM_THREADS"] == str(2 // expected)
+    measure(monkeypatch, 1, 1)
+    master = host.fleet.stats(wanted[0])["pid"]
+    host.start(wanted)
+    assert host.fleet.stats(wanted[0])["pid"] == master, "what was settled once stays"
+
+
+def test_another_release_is_measured_anew(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    for release, device_mib, expected in (("r1", 16_000, 1), ("r2", 100, 2), ("r1", 100, 1)):
+        measure(monkeypatch, 100, device_mib)
+        wanted = host.wanted("auto", release, workers="auto", memory_per_worker_mib=4096)
+        host.start(wanted)
+        assert len([one for one in host.fleet.stats(wanted[0])["workers"] if one["pid"]]) == expected
+        host.vassals(wanted).remove([host.vassals(wanted).vassals[0].path])
+
+
+def test_measured_numbers_that_cannot_be_read_are_measured_again(tmp_path: Path) -> None:
+    file = tmp_path / "measured.json"
+    file.write_text("{")
+    kept = measured.Measured(file)
+    assert kept.get("r1", "k") is None
+    assert kept.put("r1", "k", 100, 10) == {"host_mib": 150, "device_mib": 15} == kept.get("r1", "k")
+    for number in range(2, 13):
+        kept.put(f"r{number}", "k", 100, 10)
+    assert kept.get("r1", "k") is None, "the release that was not loaded for the longest time is forgotten"
+    assert kept.get("r12", "k") == kept.get("r3", "k")
 
 
 def test_without_an_emperor_the_file_is_taken_back(fleet: Fleet) -> None:
