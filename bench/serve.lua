@@ -1,9 +1,9 @@
 -- The load of `./fleet bench serve`: what wrk sends, and what it holds every answer against.
 --   wrk ... -s serve.lua URL -- FOLDER RATE TRACED
--- FOLDER/requests.tsv: a line for each request: method, path, content type, file of the body, file of the text that a
--- right answer has in it. RATE: requests a second, sent on a schedule that does not wait for answers as long as a
--- connection is free; 0: each connection sends when it has its answer. TRACED: 1 gives every request an X-Request-ID and
--- measures by it how long each kind of answer took; the server has to send the header back.
+-- FOLDER/requests.tsv: a line for each request: method, path, content type, further header, file of the body, and status
+-- and file of a text that a right answer has. RATE: requests a second, sent on a schedule that does not wait for answers as
+-- long as a connection is free; 0: each connection sends when it has its answer. TRACED: 1 gives every request an
+-- X-Request-ID, by which answers are told apart and timed by status; the server has to send the header back.
 local ffi = require("ffi")
 ffi.cdef [[
 typedef struct { long seconds; long nanoseconds; } fleet_time;
@@ -37,16 +37,29 @@ local prepared, expected, parts = {}, {}, {}
 local rate, traced, sent, slot = 0, false, 0, nil
 local under_way = {}
 -- Read by done() in another state: globals, and of plain types.
-statuses, wrong, unmatched, retry_after, times, example = {}, 0, 0, {}, {}, ""
+statuses, right, unmatched, retry_after, times, example = {}, 0, 0, {}, {}, ""
+
+local function headers_of(part)
+  local headers = { ["Content-Type"] = part.kind ~= "-" and part.kind or nil }
+  local name, value = part.header:match("^([^:]+): (.*)$")
+  if name then
+    headers[name] = value
+  end
+  return headers
+end
 
 function init(args)
   rate, traced = tonumber(args[2]), args[3] == "1"
   for line in io.lines(args[1] .. "/requests.tsv") do
-    local method, path, kind, body, answer = line:match("^(%S+)\t(%S+)\t([^\t]*)\t(%S+)\t(%S+)$")
-    local text = read(args[1] .. "/" .. body)
-    table.insert(prepared, wrk.format(method, path, { ["Content-Type"] = kind }, text))
-    table.insert(parts, { method, path, kind, text })
-    table.insert(expected, read(args[1] .. "/" .. answer))
+    local fields = {}
+    for field in line:gmatch("[^\t]+") do
+      table.insert(fields, field)
+    end
+    local part = { method = fields[1], path = fields[2], kind = fields[3], header = fields[4] }
+    part.body = read(args[1] .. "/" .. fields[5])
+    table.insert(parts, part)
+    table.insert(prepared, wrk.format(part.method, part.path, headers_of(part), part.body))
+    table.insert(expected, { status = tonumber(fields[6]), text = read(args[1] .. "/" .. fields[7]) })
   end
   if rate > 0 then
     delay = wait_for_slot
@@ -67,13 +80,20 @@ function request()
     return prepared[index]
   end
   local part, id = parts[index], number .. "-" .. sent
-  under_way[id] = now()
-  return wrk.format(part[1], part[2], { ["Content-Type"] = part[3], ["X-Request-ID"] = id }, part[4])
+  local headers = headers_of(part)
+  headers["X-Request-ID"] = id
+  under_way[id] = { now(), index }
+  return wrk.format(part.method, part.path, headers, part.body)
 end
 
-local function is_right(body)
-  for index = 1, #expected do
-    if body:find(expected[index], 1, true) then
+local is_right
+function is_right(status, body, index)
+  if index then
+    local wanted = expected[index]
+    return status == wanted.status and body:find(wanted.text, 1, true) ~= nil
+  end
+  for number = 1, #expected do
+    if is_right(status, body, number) then
       return true
     end
   end
@@ -82,28 +102,28 @@ end
 
 function response(status, headers, body)
   statuses[status] = (statuses[status] or 0) + 1
-  if status == 200 and not is_right(body) then
-    wrong = wrong + 1
-  end
-  if (status ~= 200 or wrong == 1) and example == "" then
-    example = status .. " " .. body:sub(1, 400)
-  end
+  local trace
   if traced then
     local id = headers["X-Request-ID"]
-    local began = id and under_way[id]
-    if began then
+    trace = id and under_way[id]
+    if trace then
       under_way[id] = nil
-      local step = math.floor((now() - began) / STEP)
+      local step = math.floor((now() - trace[1]) / STEP)
       local counts = times[status] or {}
       times[status] = counts
       counts[step] = (counts[step] or 0) + 1
     else
       unmatched = unmatched + 1
     end
-    if status ~= 200 then
+    if status == 503 or status == 429 then
       local value = headers["Retry-After"] or "none"
       retry_after[value] = (retry_after[value] or 0) + 1
     end
+  end
+  if (not traced or trace) and is_right(status, body, trace and trace[2]) then
+    right = right + 1
+  elseif example == "" then
+    example = status .. " " .. body:sub(1, 400)
   end
 end
 
@@ -130,13 +150,13 @@ local function json(value)
 end
 
 function done(summary, latency, _)
-  local found = { statuses = {}, retry_after = {}, times = {}, wrong = 0, unmatched = 0 }
+  local found = { statuses = {}, retry_after = {}, times = {}, right = 0, unmatched = 0 }
   local first = ""
   for _, thread in ipairs(threads) do
     add(found.statuses, thread:get("statuses"))
     add(found.retry_after, thread:get("retry_after"))
     add(found.times, thread:get("times"))
-    found.wrong = found.wrong + thread:get("wrong")
+    found.right = found.right + thread:get("right")
     found.unmatched = found.unmatched + thread:get("unmatched")
     first = first ~= "" and first or thread:get("example")
   end

@@ -14,19 +14,21 @@ from pathlib import Path
 from typing import Any
 
 SCRIPT = Path(__file__).with_name("serve.lua")
-#: Connections that wrk may open beyond what the shell allows by default.
 TIMEOUT_SECONDS = 60
 
 
 @dataclass(frozen=True)
 class Request:
-    """One request, and a piece of text that only a right answer to it has."""
+    """One request, and what only a right answer to it has: a status, and a piece of text."""
 
     path: str
     body: bytes
     content_type: str
     expected: bytes
+    status: int = 200
     method: str = "POST"
+    #: A further header, as ``Name: value``.
+    header: str = ""
 
 
 def wrk() -> str:
@@ -71,9 +73,8 @@ def load(
         for number, request in enumerate(requests):
             (folder / f"{number}.body").write_bytes(request.body)
             (folder / f"{number}.expected").write_bytes(request.expected)
-            lines.append(
-                f"{request.method}\t{request.path}\t{request.content_type}\t{number}.body\t{number}.expected\n"
-            )
+            fields = [request.method, request.path, request.content_type or "-", request.header or "-"]
+            lines.append("\t".join([*fields, f"{number}.body", str(request.status), f"{number}.expected"]) + "\n")
         (folder / "requests.tsv").write_text("".join(lines))
         command = [
             *(wrk(), "--threads=1", f"--connections={connections}", f"--duration={round(seconds)}s"),
@@ -90,7 +91,7 @@ def load(
 def summary(raw: dict[str, Any]) -> dict[str, Any]:
     """What serve.lua measured, in the words of :func:`load`."""
     statuses: dict[str, int] = raw["statuses"]
-    good = statuses.get("200", 0) - raw["wrong"]
+    good = raw["right"]
     errors = sum(raw["errors"].values())
     found: dict[str, Any] = {
         "requests_per_second": round(good / raw["seconds"], 1),

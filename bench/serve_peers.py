@@ -22,7 +22,7 @@ COMMANDS = {
     "gunicorn": ["gunicorn", "--config", "python:serve_gunicorn"],
     "litserve": ["python", "serve_litserve.py"],
     "bentoml": ["bentoml", "serve", "serve_bentoml:service", "--host", "127.0.0.1", "--port", "@PORT@"],
-    "rapidocr_api": ["rapidocr_api", "-ip", "127.0.0.1", "-p", "@PORT@", "-workers", "1"],
+    "rapidocr_api": ["rapidocr_api", "-ip", "127.0.0.1", "-p", "@PORT@", "-workers", "@WORKERS@"],
 }
 #: The names under which PyPI knows them, for the table of versions.
 PACKAGES = ["mosec", "gunicorn", "litserve", "bentoml", "rapidocr-api", "rapidocr", "onnxruntime", "torch", "flask"]
@@ -41,10 +41,12 @@ def versions() -> dict[str, str]:
 
 
 @contextmanager
-def peer(name: str, work: str, port: int) -> Iterator[processes.Server]:
-    """Run a peer and wait until it takes connections on `port` and answers there."""
+def peer(name: str, work: str, port: int, workers: int = 1) -> Iterator[processes.Server]:
+    """Run a peer and wait until it answers on `port`; `workers` are of the OCR peer, the others say it in their files."""
     folder = python().parent
-    program, *arguments = (word.replace("@PORT@", str(port)) for word in COMMANDS[name])
+    program, *arguments = (
+        word.replace("@PORT@", str(port)).replace("@WORKERS@", str(workers)) for word in COMMANDS[name]
+    )
     environment = {
         "BENCH_WORK": work,
         "BENCH_PORT": str(port),
@@ -55,7 +57,7 @@ def peer(name: str, work: str, port: int) -> Iterator[processes.Server]:
         "BENTOML_DO_NOT_TRACK": "True",
         "TRANSFORMERS_VERBOSITY": "error",
     }
-    if name == "rapidocr_api":
+    if name == "rapidocr_api" and workers == 1:
         del environment["OMP_NUM_THREADS"]
     with tempfile.TemporaryDirectory(prefix="fleet-peer-", ignore_cleanup_errors=True) as home:
         log = Path(home) / "log"

@@ -1,5 +1,6 @@
 """The roles' variables and templates, worked out by Ansible's own Templar; for tests and for benchmarks."""
 
+import functools
 import os
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,14 @@ def trusted(value: Any) -> Any:
     return trust_as_template(value) if isinstance(value, str) else value
 
 
+@functools.cache
+def _find_plugins() -> None:
+    init_plugin_loader()
+
+
 def variables(role: str) -> dict[str, Any]:
     """The variables a role sees when nothing is set: the defaults of all roles, and its own vars/main.yml."""
-    init_plugin_loader()
+    _find_plugins()
     loader = DataLoader()
 
     def load(path: Path) -> dict[str, Any]:

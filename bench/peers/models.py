@@ -5,6 +5,7 @@ Imports torch only for the MLP, so that servers of `echo` are as light as they c
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -33,9 +34,8 @@ class Mlp:
 
         torch.set_num_threads(1)
         torch.manual_seed(SEED)
-        pairs = list(zip(SIZES, SIZES[1:], strict=False))
         layers: list[torch.nn.Module] = []
-        for one, other in pairs:
+        for one, other in itertools.pairwise(SIZES):
             layers += [torch.nn.Linear(one, other), torch.nn.ReLU()]
         self.network = torch.nn.Sequential(*layers[:-1]).eval()
 

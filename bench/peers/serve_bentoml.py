@@ -1,7 +1,7 @@
-"""BentoML: `echo` by a service with two workers; the MLP by a service of one worker that batches, behind one with the route.
+"""BentoML: `echo` by a service with two workers; the MLP by a service of one worker that batches, behind another.
 
-That split is the one of its documentation for adaptive batching. The route is a mounted ASGI app, since its own methods
-take plain bytes only by way of a temporary file. Metrics, traces and the access log are off.
+That split is the one of its documentation for models behind a service. The route is a mounted ASGI app, since its own
+methods take plain bytes only by way of a temporary file. Metrics, traces and the access log are off.
 """
 
 from typing import Any
@@ -28,7 +28,9 @@ class Mlp:
     def __init__(self) -> None:
         self.model = models.Mlp()
 
-    @bentoml.api(batchable=True, max_batch_size=models.BATCH, max_latency_ms=60_000)
+    @bentoml.api(  # type: ignore[untyped-decorator]
+        batchable=True, max_batch_size=models.BATCH, max_latency_ms=60_000
+    )
     def compute(self, bodies: list[bytes]) -> list[list[float]]:
         return self.model.predict(bodies)
 

@@ -1,7 +1,7 @@
 """gunicorn and Flask: two worker processes, one for each core, with threads that keep connections open.
 
-gthread with keep-alive is the quickest of its workers here (sync closes each connection); the parser in C (extra `fast`)
-is installed, and no access log is written. It has no batching, so that it serves `echo` only.
+gthread with keep-alive, because its sync worker closes each connection; the parser in C (extra `fast`) is installed, and
+no access log is written. It has no batching, so that it serves `echo` only.
 """
 
 import models
@@ -19,6 +19,6 @@ backlog = 2048
 app = Flask(__name__, static_folder=None)
 
 
-@app.post("/predict")
+@app.post("/predict")  # type: ignore[untyped-decorator]
 def predict() -> Response:
     return Response(models.dumps(models.echo(request.get_data())), content_type="application/json")

@@ -13,23 +13,27 @@ from settings import PORT, WORK
 Bytes = Annotated[bytes, Body(media_type="application/octet-stream")]
 
 
-class Echo(litserve.LitAPI):
-    """One request at a time."""
-
-    def setup(self, device: str) -> None:
-        """Nothing to load."""
+class Raw(litserve.LitAPI):
+    """Bytes in, JSON out."""
 
     def decode_request(self, request: Bytes) -> bytes:
         return request
-
-    def predict(self, x: bytes) -> dict[str, Any]:
-        return models.echo(x)
 
     def encode_response(self, output: dict[str, Any]) -> Response:
         return Response(models.dumps(output), media_type="application/json")
 
 
-class Mlp(Echo):
+class Echo(Raw):
+    """One request at a time."""
+
+    def setup(self, device: str) -> None:
+        """Nothing to load."""
+
+    def predict(self, x: bytes) -> dict[str, Any]:
+        return models.echo(x)
+
+
+class Mlp(Raw):
     """A batch at a time."""
 
     def setup(self, device: str) -> None:
