@@ -142,7 +142,7 @@ def uwsgi_ini(folder: Path, **options: str) -> Path:
 
 
 def batching(folder: Path, **variables: str) -> dict[str, str]:
-    """Give the variables of a service of mode batch with the echo model, and further ones, as ``batch_max_items="8"``."""
+    """Give the variables of a service of mode batch with the echo model, and others: ``batch_max_items="8"``."""
     given = {f"INFERENCE_{name.upper()}": value for name, value in variables.items()}
     return {**ECHO, "INFERENCE_MODE": "batch", "INFERENCE_CHANNEL": str(folder / "model"), **given}
 

@@ -26,6 +26,12 @@ def test_every_setting_is_read() -> None:
             "INFERENCE_DEVICE": "gpu1",
             "INFERENCE_ACCELERATOR": "cuda",
             "INFERENCE_THREADS": "4",
+            "INFERENCE_MODE": "batch",
+            "INFERENCE_CHANNEL": "/run/x/model",
+            "INFERENCE_BATCH_MAX_ITEMS": "8",
+            "INFERENCE_BATCH_MAX_COST": "9000",
+            "INFERENCE_BATCH_DELAY_MS": "2.5",
+            "INFERENCE_QUEUE_MAX_ITEMS": "16",
             "INFERENCE_MAX_BODY_BYTES": "1000",
             "INFERENCE_MAX_PIXELS": "2000",
             "INFERENCE_TIMEOUT_SECONDS": "2.5",
@@ -43,6 +49,12 @@ def test_every_setting_is_read() -> None:
         device="gpu1",
         accelerator="cuda",
         threads=4,
+        mode="batch",
+        channel=Path("/run/x/model"),
+        batch_max_items=8,
+        batch_max_cost=9000,
+        batch_delay_ms=2.5,
+        queue_max_items=16,
         max_body_bytes=1000,
         max_pixels=2000,
         timeout_seconds=2.5,
@@ -68,6 +80,13 @@ def test_every_setting_is_read() -> None:
         ("THREADS", "0", "an integer from 1 to 1024"),
         ("THREADS", "1_0", "an integer from 1 to 1024"),
         ("THREADS", "-1", "an integer from 1 to 1024"),
+        ("MODE", "batches", "one of process, batch"),
+        ("CHANNEL", "model.sock", "an absolute path of at most 107 bytes; it has 10"),
+        ("CHANNEL", "/" + "x" * 107, "an absolute path of at most 107 bytes; it has 108"),
+        ("BATCH_MAX_ITEMS", "0", "an integer from 1"),
+        ("BATCH_MAX_COST", "-1", "an integer from 0"),
+        ("BATCH_DELAY_MS", "inf", "a number of milliseconds from 0"),
+        ("QUEUE_MAX_ITEMS", "0", "an integer from 1"),
         ("MAX_BODY_BYTES", "100MB", "an integer from 1"),
         ("MAX_PIXELS", "1e6", "an integer from 1"),
         ("TIMEOUT_SECONDS", "nan", "a number of seconds from 0.001"),
@@ -81,6 +100,11 @@ def test_bad_value_is_refused_with_name_value_and_what_is_allowed(name: str, val
         Config.from_environ({f"INFERENCE_{name}": value})
     assert str(caught.value).startswith(f"INFERENCE_{name}={value!r}: must ")
     assert allowed in str(caught.value)
+
+
+def test_mode_batch_needs_a_channel() -> None:
+    with pytest.raises(ConfigError, match="INFERENCE_MODE='batch': set INFERENCE_CHANNEL to the path of the model"):
+        Config.from_environ({"INFERENCE_MODE": "batch"})
 
 
 def test_unknown_name_gets_the_nearest_one() -> None:
@@ -100,6 +124,7 @@ def test_all_mistakes_are_told_at_once() -> None:
 
 
 def test_readme_has_every_setting_with_its_default() -> None:
-    rows = re.findall(r"^\| `(INFERENCE_\w+)` \| `([^`]*)` \|", README.read_text(encoding="utf-8"), re.MULTILINE)
-    assert Config.from_environ(dict(rows)) == Config()
+    text = README.read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(INFERENCE_\w+)` \| (?:`([^`]+)`|none) \|", text, re.MULTILINE)
+    assert Config.from_environ({name: default for name, default in rows if default}) == Config()
     assert {name.removeprefix(PREFIX).lower() for name, _ in rows} == set(Config.__dataclass_fields__)

@@ -284,3 +284,28 @@ def test_request_that_waited_too_long_is_not_computed(client: FlaskClient, puppe
     response = client.post("/v1/test", data=b"x", headers=headers)
     assert "60 seconds" in problem(response, 504, "over-time")["detail"]
     assert len(puppet.predicted) == computed
+
+
+@pytest.mark.parametrize("value", ["", "soon", "-1", "1e3", "inf", "1 2", "9" * 13])
+def test_malformed_deadline_is_refused(client: FlaskClient, value: str) -> None:
+    response = client.post("/v1/test", data=b"x", headers={"X-Request-Deadline-Ms": value})
+    assert value[:40] in problem(response, 400, "unreadable-input")["detail"]
+
+
+@pytest.mark.parametrize(("value", "status"), [("0", 504), ("0.001", 504), ("20000", 200), ("999999999999", 200)])
+def test_deadline_of_the_client_counts_when_it_is_earlier(client: FlaskClient, value: str, status: int) -> None:
+    response = client.post("/v1/test", data=b"x", headers={"X-Request-Deadline-Ms": value})
+    assert response.status_code == status
+
+
+def test_deadline_of_the_client_begins_with_its_arrival_at_nginx(client: FlaskClient) -> None:
+    headers = {"X-Request-Deadline-Ms": "5000", "X-Request-Start": f"t={time.time() - 6:.3f}"}
+    problem(client.post("/v1/test", data=b"x", headers=headers), 504, "over-time")
+
+
+def test_deadline_of_the_client_is_no_way_around_that_of_the_service(
+    make_app: Callable[..., Flask], puppet: PuppetModel
+) -> None:
+    headers = {"X-Request-Deadline-Ms": "60000", "X-Request-Start": f"t={time.time() - 3:.3f}"}
+    app = make_app(puppet, timeout_seconds=2)
+    problem(app.test_client().post("/v1/test", data=b"x", headers=headers), 504, "over-time")

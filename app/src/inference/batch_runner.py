@@ -114,10 +114,14 @@ class BatchRunner:
         try:
             while (message := link.receive())[0] == LOADING:
                 pass
+            if message[0] == FAILED:
+                raise ModelProcessError(f"the model process did not start: {message[1]}")
         except LinkClosed as error:
+            link.close()
             raise ModelProcessError("the model process ended while it loaded the model; its log says why") from error
-        if message[0] == FAILED:
-            raise ModelProcessError(f"the model process did not start: {message[1]}")
+        except ModelProcessError:
+            link.close()
+            raise
         self._learn(message)
         self._links.append(link)
 
@@ -168,28 +172,32 @@ class BatchRunner:
         """Send a message on a connection that nobody uses, or on a new one."""
         while True:
             try:
-                link = self._links.pop()
+                link, is_new = self._links.pop(), False
             except IndexError:
-                link = self._connect()
-                try:
-                    link.send(message)
-                except LinkClosed:
-                    raise self._gone() from None
-                return link
+                link, is_new = self._connect(), True
             try:
                 link.send(message)
             except LinkClosed:
-                # Of a model process that has gone since; there may be a new one.
                 link.close()
-                continue
-            return link
+                if is_new:
+                    raise self._gone() from None
+                # It was of a model process that has gone since; there may be a new one.
+            except BaseException:
+                # What cannot be pickled was not sent.
+                self._links.append(link)
+                raise
+            else:
+                return link
 
     def _connect(self) -> Link:
         try:
             link = channel.connect(self._path)
-            message = link.receive()
         except LinkClosed:
             raise self._gone() from None
+        try:
+            message = link.receive()
+        except LinkClosed:
+            message = (FAILED,)
         if message[0] != READY:
             link.close()
             raise self._gone()

@@ -75,11 +75,12 @@ class Computer:
         self._model = model
         self._watchdog = watchdog
         self._clock = clock
-        self._failures = 0
         #: Called with the cost of a batch for which there was not enough memory.
         self.on_out_of_memory: Callable[[int], None] = lambda cost: None
         #: False after a failure that may be the model's or the device's, until the sample has worked.
         self.sound = False
+        #: Samples that failed in a row; a lost context counts as one.
+        self.failures = 0
         #: True when nothing but a new process can help.
         self.broken = False
         #: When the sample last worked: an instant of the clock, and seconds since the epoch.
@@ -129,9 +130,9 @@ class Computer:
                 self._run_sample(self.facts.get("torch_device", ""))
         except Exception as error:  # noqa: BLE001 - whatever a model can raise means that it does not work
             self.sound = False
-            self._failures += 1
-            self.broken = self.broken or self._failures >= FAILURES_TO_BREAK or is_context_lost(error)
-            _log.exception("sample_failed", extra={"facts": {"failures": self._failures, "broken": self.broken}})
+            self.failures += 1
+            self.broken = self.broken or self.failures >= FAILURES_TO_BREAK or is_context_lost(error)
+            _log.exception("sample_failed", extra={"facts": {"failures": self.failures, "broken": self.broken}})
             return False
         return True
 
@@ -143,7 +144,7 @@ class Computer:
     def _run_sample(self, device: str) -> dict[str, Any]:
         answer = run_sample(self._model, device)
         self.sound = True
-        self._failures = 0
+        self.failures = 0
         self.success = self._clock()
         self.success_wall = time.time()
         return answer
@@ -171,6 +172,7 @@ class Computer:
             return self._with_less_memory(failure, batch, retried)
         if is_context_lost(failure):
             self.sound = False
+            self.failures += 1
             self.broken = True
             return [_not_ready() for _ in batch]
         blames_client = isinstance(failure, Problem)

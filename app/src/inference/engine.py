@@ -264,23 +264,24 @@ class Engine:
                     failed = isinstance(outcome, Exception)
                     reply = outcome if failed else Done(outcome, started, ended, len(batch))
                     self._replies.append((work.key, reply))
-            if self._computer.broken:
+            if self._computer.failures:
                 self._refuse()
 
     def _check(self) -> None:
-        self._retry_at = self._clock() + RETRY_SECONDS
         works = self._computer.check()
         with self._turn:
             if works:
                 self._refusing = False
+                self._retry_at = -math.inf
                 self._replies.extend((key, self._healthy()) for key in self._asking)
                 self._asking.clear()
             else:
                 self._refuse()
 
     def _refuse(self) -> None:
-        """Answer all that waits: the device does not work."""
+        """Answer all that waits: the sample has failed, or the device is lost. The sample runs again in a while."""
         self._refusing = True
+        self._retry_at = self._clock() + RETRY_SECONDS
         keys = [work.key for work in self._queue.clear()] + list(self._asking)
         self._asking.clear()
         self._replies.extend((key, self._not_ready()) for key in keys)
