@@ -178,7 +178,8 @@ def test_the_app_is_told_of_batches_only_in_mode_batch(fleet: Fleet) -> None:
         "env = INFERENCE_BATCH_MAX_COST=0",
         "env = INFERENCE_BATCH_DELAY_MS=5",
         "env = INFERENCE_QUEUE_MAX_ITEMS=7",
-        f"attach-daemon2 = cmd=exec {release['dir']}/venv/bin/python -m inference.model_process,stopsignal=15",
+        f"attach-daemon2 = cmd=PYTHONPATH={release['dir']}/app${{PYTHONPATH:+:$PYTHONPATH}} "
+        f"exec {release['dir']}/venv/bin/python -m inference.model_process,stopsignal=15",
     ):
         assert line in lines
     assert vassal["models"] == 1

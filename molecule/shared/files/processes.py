@@ -33,6 +33,18 @@ def stats(path: Path) -> dict | None:
             return None
 
 
+def model_process(master: int) -> int:
+    """The process of a vassal that has the model in mode batch; 0 when there is none."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (folder / "cmdline").read_bytes()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if b"inference.model_process" in command and status(int(folder.name)).get("PPid") == str(master):
+            return int(folder.name)
+    return 0
+
+
 vassals = []
 for path in sorted(Path("/run/fleet").glob("*/*--*.stats")):
     said = stats(path)
@@ -43,6 +55,7 @@ for path in sorted(Path("/run/fleet").glob("*/*--*.stats")):
             "device": path.parent.name,
             "service": path.name.split("--")[0],
             "vassal": said["pid"],
+            "model_process": model_process(said["pid"]),
             "emperor": int(status(said["pid"]).get("PPid", 0)),
             "workers": [
                 {"pid": worker["pid"], "accepting": bool(worker["accepting"]), "user": user(worker["pid"])}
