@@ -109,9 +109,9 @@ function response(status, headers, body)
     if trace then
       under_way[id] = nil
       local step = math.floor((now() - trace[1]) / STEP)
-      local counts = times[status] or {}
-      times[status] = counts
-      counts[step] = (counts[step] or 0) + 1
+      -- One flat table: wrk cannot hand a nested one from a thread to done().
+      local key = status .. " " .. step
+      times[key] = (times[key] or 0) + 1
     else
       unmatched = unmatched + 1
     end
@@ -129,12 +129,7 @@ end
 
 local function add(into, from)
   for key, value in pairs(from) do
-    if type(value) == "table" then
-      into[key] = into[key] or {}
-      add(into[key], value)
-    else
-      into[key] = (into[key] or 0) + value
-    end
+    into[key] = (into[key] or 0) + value
   end
 end
 

@@ -107,10 +107,12 @@ def summary(raw: dict[str, Any]) -> dict[str, Any]:
         found["example"] = raw["example"]
     if raw["times"]:
         found["retry_after"] = raw["retry_after"]
-        found["ms_by_status"] = {
-            status: percentiles({int(step): count for step, count in counts.items()}, raw["step"] * 1000)
-            for status, counts in sorted(raw["times"].items())
-        }
+        steps: dict[str, dict[int, int]] = {}
+        for key, count in raw["times"].items():
+            status, step = key.split()
+            steps.setdefault(status, {})[int(step)] = count
+        step_ms = raw["step"] * 1000
+        found["ms_by_status"] = {status: percentiles(counts, step_ms) for status, counts in sorted(steps.items())}
     return found
 
 

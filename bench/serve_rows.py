@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import base64
 import http.client
 import json
@@ -44,6 +45,19 @@ def mlp_requests(path: str) -> list[Request]:
     found = in_process("requests")
     kind = "application/octet-stream"
     return [Request(path, base64.b64decode(one["body"]), kind, one["expected"].encode()) for one in found]
+
+
+def mlp_requests_as_json(path: str) -> list[Request]:
+    """The same for BentoML, whose batching methods take numbers."""
+    return [
+        Request(
+            path,
+            json.dumps({"inputs": [list(array.array("f", one.body))]}).encode(),
+            "application/json",
+            one.expected.removeprefix(b'"output":'),
+        )
+        for one in mlp_requests(path)
+    ]
 
 
 def measured(port: int, requests: list[Request], connections: int, seconds: float) -> Row:
@@ -105,10 +119,13 @@ def mlp(seconds: float) -> Row:
     def use(port: int, path: str) -> Row:
         return measured(port, mlp_requests(path), CONNECTIONS, seconds)
 
-    peers = ["mosec", "litserve", "bentoml"]
+    def use_json(port: int, path: str) -> Row:
+        return measured(port, mlp_requests_as_json(path), CONNECTIONS, seconds)
+
     found["ours, mode batch"] = with_server("ours, mode batch", "mlp", {"mode": "batch"}, use)
     found["ours, mode process"] = with_server("ours, mode process", "mlp", {"workers": serve_ours.CORES}, use)
-    found |= {name: with_server(name, "mlp", {}, use) for name in peers}
+    found |= {name: with_server(name, "mlp", {}, use) for name in ("mosec", "litserve")}
+    found["bentoml"] = with_server("bentoml", "mlp", {}, use_json)
     found["torch loop, again"] = in_process("loop", str(seconds))
     ours, mosec = found["ours, mode batch"], found["mosec"]
     loop = max(found[name]["requests_per_second"] for name in ("torch loop", "torch loop, again"))
