@@ -36,7 +36,11 @@ def main() -> None:
     parser.add_argument(
         "--keep", action="store_true", help="write the rows measured into the docs, and keep the others"
     )
+    parser.add_argument("--page", action="store_true", help="only write the page anew from the numbers that are there")
     options = parser.parse_args()
+    if options.page:
+        serve_page.write()
+        return
     chosen = options.only.split(",")
     if unknown := sorted(set(chosen) - set(serve_rows.ROWS)):
         parser.error(f"unknown rows: {', '.join(unknown)}; there are {', '.join(serve_rows.ROWS)}")

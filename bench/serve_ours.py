@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ansible_modules  # noqa: F401 - lets the files of plugins/module_utils import each other
 import environments
+import nginx_configuration
 import processes
 import rendering
 import tree
@@ -53,9 +55,20 @@ class Ours:
     nginx: processes.Server
     fleet: Fleet
 
-    def processes(self) -> set[int]:
-        """Ids of all its processes."""
-        return self.vassal.processes() | self.nginx.processes()
+    def processes(self) -> dict[int, str]:
+        """Ids of all its processes, and what each is."""
+        found: dict[int, str] = {}
+        for master, name, worker in (
+            (self.vassal.process.pid, "uWSGI master", "web worker"),
+            (self.nginx.process.pid, "nginx master", "nginx worker"),
+        ):
+            found[master] = name
+            # By parent and not by environment, over which nginx writes its title.
+            children = sorted(nginx_configuration.children(master))
+            for number, pid in enumerate(children, 1):
+                words = Path(f"/proc/{pid}/cmdline").read_bytes()
+                found[pid] = "model process" if b"inference.model_process" in words else f"{worker} {number}"
+        return found
 
 
 @contextmanager

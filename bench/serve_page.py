@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import serve_peers
-from deploy_page import table
+from deploy_page import part, table
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "docs" / "performance"
@@ -77,7 +76,8 @@ def refusals(found: dict[str, Any]) -> str:
     ]
     text = table(["Status", "Answers", "p50, ms", "p99, ms", "Longest, ms"], lines)
     values = ", ".join(f"{value} s ({count})" for value, count in sorted(found["retry_after"].items()))
-    return f"{text}\nSent on schedule: {found['rate']} a second; the peak is {found['peak']}. Retry-After: {values or 'none'}.\n"
+    sent = f"Sent on schedule: {found['rate']} a second; the peak is {found['peak']}"
+    return f"{text}\n{sent}. Retry-After: {values or 'none'}.\n"
 
 
 def soak(found: dict[str, Any]) -> str:
@@ -98,24 +98,24 @@ def soak(found: dict[str, Any]) -> str:
 
 
 def versions(raw: dict[str, Any]) -> str:
-    lines: Cells = [["Load client", raw["client"]], *([name, version] for name, version in raw["versions"].items())]
+    lines: Cells = [["Load client", raw["client"]]]
+    lines += [[name, version] for name, version in raw["versions"].items()]
     return table(["", "Version"], lines)
 
 
-def write() -> None:
-    """Draw the plots, and write the part of the page that is made from numbers."""
+def page(text: str) -> str:
+    """The page with what is made from the last runs' numbers."""
     parts = []
-    if RAW.exists():
-        raw = json.loads(RAW.read_text())
-        parts += ["![Right answers a second, ours and the peers](serve.svg)\n"]
-        parts += [row(name, raw["rows"][name]) for name in TITLES if name in raw["rows"]]
+    raw = json.loads(RAW.read_text())
+    parts += ["![Right answers a second, ours and the peers](serve.svg)\n"]
+    parts += [row(name, raw["rows"][name]) for name in TITLES if name in raw["rows"]]
     if RAW_SOAK.exists():
         parts.append(soak(json.loads(RAW_SOAK.read_text())))
-    if RAW.exists():
-        parts.append("### Versions\n\n" + versions(raw))
-    begin, end = "<!-- from here: made by `./fleet bench serve` -->", "<!-- to here: `./fleet bench serve` -->"
-    text = PAGE.read_text()
-    body = "\n".join(parts)
-    text = re.sub(f"{re.escape(begin)}.*{re.escape(end)}", lambda _: f"{begin}\n\n{body}\n{end}", text, flags=re.DOTALL)
-    PAGE.write_text(text)
+    parts.append("### Versions\n\n" + versions(raw))
+    return part(text, "./fleet bench serve", "\n".join(parts))
+
+
+def write() -> None:
+    """Write the page, and draw its plots."""
+    PAGE.write_text(page(PAGE.read_text()))
     subprocess.run([serve_peers.python(), PLOT, FOLDER], check=True)

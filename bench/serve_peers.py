@@ -42,7 +42,7 @@ def versions() -> dict[str, str]:
 
 @contextmanager
 def peer(name: str, work: str, port: int, workers: int = 1) -> Iterator[processes.Server]:
-    """Run a peer and wait until it answers on `port`; `workers` are of the OCR peer, the others say it in their files."""
+    """Run a peer and wait until it answers on `port`; `workers` are of the OCR peer, others say it in their files."""
     folder = python().parent
     program, *arguments = (
         word.replace("@PORT@", str(port)).replace("@WORKERS@", str(workers)) for word in COMMANDS[name]

@@ -27,6 +27,10 @@ def colour(name: str) -> str:
     return OURS if name.startswith("ours") else REFERENCE if name.startswith("torch") else OTHERS
 
 
+def save(figure: Any, path: Path, title: str) -> None:
+    figure.savefig(path, metadata={"Date": None, "Title": title})
+
+
 def draw_rates(rows: dict[str, Any], path: Path) -> None:
     names = [name for name in TITLES if name in rows]
     figure, axes = plt.subplots(1, len(names), figsize=(4.2 * len(names), 2.6), squeeze=False, layout="constrained")
@@ -34,15 +38,12 @@ def draw_rates(rows: dict[str, Any], path: Path) -> None:
         found = rates(name, rows[name])
         labels = list(found)[::-1]
         bars = axis.barh(labels, [found[label] for label in labels], color=[colour(label) for label in labels])
-        axis.bar_label(
-            bars,
-            labels=[f"{found[label]:,.0f}" if found[label] > 20 else f"{found[label]:.2f}" for label in labels],
-            padding=2,
-        )
+        texts = [f"{found[label]:,.0f}" if found[label] > 20 else f"{found[label]:.2f}" for label in labels]
+        axis.bar_label(bars, labels=texts, padding=2)
         axis.set_title(f"{TITLES[name]}: right answers a second", fontsize=9)
         axis.margins(x=0.18)
         axis.spines["right"].set_visible(False)
-    figure.savefig(path, metadata={"Date": None})
+    save(figure, path, "Right answers a second, ours and the peers")
 
 
 def draw_soak(raw: dict[str, Any], path: Path) -> None:
@@ -55,7 +56,7 @@ def draw_soak(raw: dict[str, Any], path: Path) -> None:
     axis.set_ylim(bottom=0)
     axis.spines["right"].set_visible(False)
     axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
-    figure.savefig(path, metadata={"Date": None})
+    save(figure, path, "Resident memory of each process during the soak")
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ import models
 
 #: How many different requests the load has.
 REQUESTS = 8
-#: Rows whose numbers lie nearer to where rounding changes are not taken: a batch of another size may round the other way.
+#: Rows with a number nearer to where rounding changes are not taken: another size of batch may round it otherwise.
 MARGIN = 1e-4
 
 

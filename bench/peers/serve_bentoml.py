@@ -1,9 +1,9 @@
 """BentoML: `echo` by a service with two workers; the MLP by a service of one worker that batches.
 
-A mounted ASGI app answers `echo`, since its own methods take plain bytes only by way of a temporary file. The MLP's method is
-one that batches, and such a method takes no plain bytes at all: it gets the numbers as JSON. (The service in front that
-its documentation puts there, with plain bytes, answered half of the requests with 500: its client for the service behind
-writes to connections that are closed already.) Metrics and the access log are off.
+A mounted ASGI app answers `echo`, since its own methods take plain bytes only by way of a temporary file. The MLP's
+method is one that batches, and such a method takes no plain bytes at all: it gets the numbers as JSON. (The service in
+front that its documentation puts there, with plain bytes, answered half of the requests with 500: its client for the
+service behind writes to connections that are closed already.) Metrics and the access log are off.
 """
 
 from typing import Any

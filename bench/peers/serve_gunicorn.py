@@ -1,7 +1,7 @@
 """gunicorn and Flask: two worker processes, one for each core, with threads that keep connections open.
 
-gthread with keep-alive, because its sync worker closes each connection; the parser in C (extra `fast`) is installed, and
-no access log is written. It has no batching, so that it serves `echo` only.
+gthread with keep-alive, because its sync worker closes each connection; the parser in C (extra `fast`) is installed,
+and no access log is written. It has no batching, so that it serves `echo` only.
 """
 
 import models
