@@ -24,6 +24,8 @@ import serve_peers
 import serve_rows
 from bench_hosts import machine
 
+#: What the client and servers of an earlier run leave behind in the load average.
+QUIET_LOAD = 1.0
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -46,6 +48,8 @@ def main() -> None:
         parser.error(f"unknown rows: {', '.join(unknown)}; there are {', '.join(serve_rows.ROWS)}")
     began = time.monotonic()
     client, versions = serve_load.version(), serve_peers.versions()
+    if (busy := machine()["load_before"]) > QUIET_LOAD:
+        print(f"The load of this machine is {busy}: what else runs takes from all servers, and not the same from each.")
     rows: dict[str, Any] = {}
     for name in chosen:
         print(name, flush=True)

@@ -45,7 +45,7 @@ class Exchange:
         limit: bytes that its body may have.
     """
 
-    __slots__ = ("_environ", "_log_token", "body", "problem", "queue", "request_id", "started", "timing_ms")
+    __slots__ = ("_environ", "_log_token", "body", "problem", "queue", "request_id", "started", "timing")
 
     def __init__(self, environ: WSGIEnvironment, limit: int) -> None:
         self._environ = environ
@@ -59,7 +59,8 @@ class Exchange:
         self.body = Body(environ, limit)
         #: Last part of the problem's type, when it is answered with one.
         self.problem: str | None = None
-        self.timing_ms: dict[str, float] | None = None
+        #: Where its time went, as :func:`timing_of` writes it.
+        self.timing: str | None = None
 
     @property
     def method(self) -> str:
@@ -89,19 +90,19 @@ class Exchange:
         level = _level(path, status)
         if not _log.isEnabledFor(level):
             return
-        facts = {
-            "method": self.method,
-            "path": path[:256],
-            "status": status,
-            "bytes_in": self.body.seen,
-            "bytes_out": bytes_out,
-            "client": self._environ.get("REMOTE_ADDR"),
-            "problem": self.problem,
-            "timing_ms": self.timing_ms or {"queue": milliseconds(self.queue), "total": milliseconds(self.total)},
-        }
-        # Not through _log.log(), which looks up the caller's file and line for each record, and the line has neither.
+        timing = self.timing or timing_of(queue=self.queue, total=self.total)
+        optional = "" if bytes_out is None else f', "bytes_out": {bytes_out}'
+        if client := self._environ.get("REMOTE_ADDR"):
+            optional += f', "client": {logs.quoted(client)}'
+        if self.problem:
+            optional += f', "problem": "{self.problem}"'
+        # Not through _log.log(), which looks up the caller's file and line for each record, and the line has neither;
+        # and with text in place of facts: this line comes with each request.
         record = logging.LogRecord(_log.name, level, "", 0, "request", None, None)
-        record.facts = facts
+        record.members = (
+            f'"method": {logs.quoted(self.method)}, "path": {logs.quoted(path[:256])}, "status": {status}, '
+            f'"bytes_in": {self.body.seen}{optional}, "timing_ms": {timing}'
+        )
         _log.handle(record)
 
     def forget(self) -> None:
@@ -135,9 +136,9 @@ def register(app: Flask, config: Config) -> None:
             exchange.forget()
 
 
-def milliseconds(seconds: float) -> float:
-    """Seconds as milliseconds with three decimals."""
-    return round(seconds * 1000.0, 3)
+def timing_of(**seconds: float) -> str:
+    """Write seconds as a JSON object of milliseconds with three decimals, for the answer and the line in the log."""
+    return "{" + ",".join([f'"{name}":{round(value * 1000.0, 3)}' for name, value in seconds.items()]) + "}"
 
 
 def _level(path: str, status: int) -> int:

@@ -9,10 +9,13 @@ import functools
 import json
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from datetime import datetime, timezone
 from typing import TextIO
+
+#: Write text as JSON.
+quoted: Callable[[str], str] = json.encoder.encode_basestring_ascii
 
 #: Id of the request this thread works on; every log line of the request carries it.
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
@@ -33,7 +36,8 @@ def timestamp(seconds: float) -> str:
 class JsonFormatter(logging.Formatter):
     """Write a record as one JSON object.
 
-    The message becomes ``event``; a dict given as ``extra={"facts": {...}}`` adds its members.
+    The message becomes ``event``; a dict given as ``extra={"facts": {...}}`` adds its members, and so does ``members``,
+    which is JSON already.
 
     Args:
         constants: members of every line, such as the service and the device.
@@ -50,11 +54,12 @@ class JsonFormatter(logging.Formatter):
         facts: dict[str, object] = {"request_id": request_id.get(), **getattr(record, "facts", {})}
         if record.exc_info:
             facts["traceback"] = self.formatException(record.exc_info)
+        members = getattr(record, "members", "")
         # The members that every line has are put together as text: there is a line for each request.
         return (
             f'{{"time": "{timestamp(record.created)}", "level": "{record.levelname.lower()}", '
-            f'"event": {self._encode(record.getMessage())}, "logger": "{record.name}"'
-            f"{self._constants}{self._members(facts)}}}"
+            f'"event": {quoted(record.getMessage())}, "logger": "{record.name}"'
+            f"{self._constants}{self._members(facts)}{members and ', '}{members}}}"
         )
 
     def _members(self, members: Mapping[str, object]) -> str:

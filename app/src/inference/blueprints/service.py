@@ -6,7 +6,7 @@ import json
 import re
 import time
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from flask import Blueprint
 from flask.json.provider import DefaultJSONProvider
@@ -15,7 +15,7 @@ from inference import problems
 from inference.body import read_input
 from inference.config import Config
 from inference.errors import UnreadableInput
-from inference.lifecycle import Exchange, milliseconds
+from inference.lifecycle import Exchange, timing_of
 from inference.runner import ModelRunner
 
 if TYPE_CHECKING:
@@ -50,11 +50,13 @@ class Service:
     def __init__(self, config: Config, runner: ModelRunner) -> None:
         self._config = config
         self._runner = runner
-        self._model = {"name": runner.model_name, "release": config.release}
         # As Flask's jsonify writes it, by an encoder that is made once.
         self._encode = json.JSONEncoder(
             ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=DefaultJSONProvider.default
         ).encode
+        place = {"model": {"name": runner.model_name, "release": config.release}, "device": config.device}
+        #: Members that are the same in each answer.
+        self._place = self._encode(place)[1:-1]
 
     def is_for(self, environ: WSGIEnvironment) -> bool:
         """Whether a request is one for the model."""
@@ -64,7 +66,7 @@ class Service:
         """Answer one request."""
         exchange = Exchange(environ, self._config.max_body_bytes)
         try:
-            payload = (self._encode(self._answer(environ, exchange)) + "\n").encode()
+            payload = self._answer(environ, exchange).encode()
         except Exception as error:  # noqa: BLE001 - a model may raise whatever it likes
             response = problems.response_to(error, exchange)
             response.headers.update(exchange.headers())
@@ -78,27 +80,24 @@ class Service:
         finally:
             exchange.forget()
 
-    def _answer(self, environ: WSGIEnvironment, exchange: Exchange) -> dict[str, Any]:
+    def _answer(self, environ: WSGIEnvironment, exchange: Exchange) -> str:
         allowed = allowed_seconds(environ.get("HTTP_X_REQUEST_DEADLINE_MS"), self._config)
         deadline = exchange.started - exchange.queue + allowed
         data, content_type = read_input(exchange.body, environ.get("CONTENT_TYPE", ""), self._runner.field)
         read = time.monotonic()
         result = self._runner.answer(data, content_type, deadline)
-        exchange.timing_ms = {
-            "queue": milliseconds(exchange.queue + result.waited),
-            "decode": milliseconds(read - exchange.started + result.decode),
-            "compute": milliseconds(result.compute),
-            "total": milliseconds(exchange.total),
-        }
-        if result.batch is not None:
-            exchange.timing_ms["batch"] = result.batch
-        return {
-            "request_id": exchange.request_id,
-            "model": self._model,
-            "device": self._config.device,
-            **result.members,
-            "timing_ms": exchange.timing_ms,
-        }
+        timing = timing_of(
+            queue=exchange.queue + result.waited,
+            decode=read - exchange.started + result.decode,
+            compute=result.compute,
+            total=exchange.total,
+        )
+        exchange.timing = timing if result.batch is None else f'{timing[:-1]},"batch":{result.batch}}}'
+        members = self._encode(result.members)[1:-1]
+        return (
+            f'{{"request_id":"{exchange.request_id}",{self._place},'
+            f'{members}{members and ","}"timing_ms":{exchange.timing}}}\n'
+        )
 
 
 def create(config: Config) -> Blueprint:
