@@ -91,7 +91,8 @@ def soak(found: dict[str, Any]) -> str:
             "### Soak: good and bad requests\n",
             table(["Process", "After warm-up, MiB", "At the end, MiB", "Growth"], lines),
             goals(found["goals"]),
-            f"{found['minutes']} minutes on {found['date']}, the first {found['warm_minutes']} to warm up; {statuses}.\n",
+            f"{found['minutes']} minutes on {found['date']}, the first {found['warm_minutes']} to warm up.\n",
+            f"Answers: {statuses}. Raw numbers: [soak.json](soak.json).\n",
             "![Memory of each process](soak.svg)\n",
         ]
     )
