@@ -14,6 +14,8 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def main() -> None:
+    # So that the servers end with it: they are in sessions of their own.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     parser = argparse.ArgumentParser(
         prog="./fleet bench serve", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -11,7 +11,9 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import signal
 import statistics
+import sys
 import threading
 import time
 from pathlib import Path
@@ -110,6 +112,8 @@ def judged(one: dict[str, Any], seconds: float) -> dict[str, Any]:
 
 
 def main() -> None:
+    # So that the servers end with it: they are in sessions of their own.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     parser = argparse.ArgumentParser(
         prog="./fleet bench soak", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
