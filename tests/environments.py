@@ -44,53 +44,64 @@ def run(*command: str | Path, output: bool = False, env: dict[str, str] | None =
 
 def app() -> Path:
     """The Python with all that the app's tests import, with torch's CPU build; made anew when app/uv.lock changes."""
-    folder = CACHE / "venvs" / "app"
+    parts = ["--extra=serve", "--extra=ocr", "--extra=torch", "--group=test", "--group=convert"]
+    return locked("app", tree.ROOT / "app", parts, editable=True)
+
+
+def locked(name: str, project: Path, parts: list[str], editable: bool = False) -> Path:
+    """The Python of an environment with what a uv.lock pins, torch as its CPU build; made anew when that changes.
+
+    Args:
+        name: the environment's name, below .cache/venvs.
+        project: folder with a pyproject.toml and a uv.lock.
+        parts: options of `uv export` that choose extras and groups.
+        editable: whether the project itself is installed too, as the code under test.
+
+    Raises:
+        Unavailable: packages could not be fetched or installed.
+    """
+    folder = CACHE / "venvs" / name
     python = folder / "bin" / "python"
     stamp = folder / "stamp"
-    inputs = [tree.ROOT / "app" / "uv.lock", tree.ROOT / "app" / "pyproject.toml", TORCH_BUILDS, Path(__file__)]
+    inputs = [project / "uv.lock", project / "pyproject.toml", TORCH_BUILDS, Path(__file__)]
     digest = hashlib.sha256(f"{sys.version} {folder}".encode())
     for path in inputs:
         digest.update(path.read_bytes())
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with (folder.parent / "app.lock").open("w") as lock:
+    with (folder.parent / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         # The stamp is written last: without it the environment counts as broken.
         if not (python.exists() and stamp.exists() and stamp.read_text() == digest.hexdigest()):
             started = time.monotonic()
-            make_app(folder, python)
+            make(folder, python, project, parts)
+            if editable:
+                # uv is itself the build backend of the app: nothing is fetched for it.
+                run(*UV_PIP, "--offline", "--no-deps", "--python", python, "--editable", project)
             stamp.write_text(digest.hexdigest())
-            print(f"the app's environment is ready after {time.monotonic() - started:.0f} s", flush=True)
+            print(f"the environment {name} is ready after {time.monotonic() - started:.0f} s", flush=True)
     return python
 
 
-def make_app(folder: Path, python: Path) -> None:
-    """Install what app/uv.lock pins, every file checked against its hash."""
-    print(f"making the app's environment in {folder.relative_to(tree.ROOT)}", flush=True)
+UV_PIP: list[str | Path] = [Path(sys.executable).parent / "uv", "--quiet", "pip", "install"]
+
+
+def make(folder: Path, python: Path, project: Path, parts: list[str]) -> None:
+    """Install what a project's uv.lock pins, every file checked against its hash."""
+    print(f"making the environment {folder.relative_to(tree.ROOT)}", flush=True)
     run(getattr(sys, "_base_executable", sys.executable), "-I", "-m", "venv", "--clear", "--without-pip", folder)
-    controller = Path(sys.executable).parent
     target = wheelhouse.Target(f"{sys.version_info.major}.{sys.version_info.minor}", platform.machine(), "cpu")
-    parts = ["--extra=serve", "--extra=ocr", "--extra=torch", "--group=test", "--group=convert"]
     export = ["export", "--frozen", "--no-dev", "--no-emit-project", "--no-header", "--no-annotate", *parts]
-    locked = wheelhouse.parse_lock(
-        run(controller / "uv", "--quiet", "--project", tree.ROOT / "app", *export, output=True)
-    )
+    locked = wheelhouse.parse_lock(run(UV_PIP[0], "--quiet", "--project", project, *export, output=True))
     # PyPI's torch is the CUDA build: its packages go, and the CPU build of the same version comes in.
-    packages = [one for one in wheelhouse.for_target(locked, target) if not wheelhouse.CUDA_ONLY.match(one.name)]
+    # nvidia-ml-py only asks a driver, and a peer imports it where there is none, too.
+    wanted = wheelhouse.for_target(locked, target)
+    packages = [one for one in wanted if one.name == "nvidia-ml-py" or not wheelhouse.CUDA_ONLY.match(one.name)]
     build = yaml.safe_load(TORCH_BUILDS.read_text())["__release_torch_builds"]["cpu"]
     torch = wheelhouse.Requirement("torch", build["version"], hashes=tuple(build["sha256"]))
     listing = folder / "requirements.txt"
     listing.write_text("".join(f"{one.line()}\n" for one in packages))
-    print(f"installing {len(packages)} packages of app/uv.lock", flush=True)
-    uv: list[str | Path] = [
-        controller / "uv",
-        "--quiet",
-        "pip",
-        "install",
-        "--no-deps",
-        "--require-hashes",
-        "--python",
-        python,
-    ]
+    print(f"installing {len(packages)} packages of {project.relative_to(tree.ROOT)}/uv.lock", flush=True)
+    uv = [*UV_PIP, "--no-deps", "--require-hashes", "--python", python]
     run(*uv, "-r", listing, env=bootstrap.uv_environment())
     listing.write_text(f"{torch.line()}\n")
     print(f"installing torch {torch.version}", flush=True)
@@ -108,8 +119,6 @@ def make_app(folder: Path, python: Path) -> None:
     pip += ["--no-deps", "--require-hashes", "-r", listing]
     if subprocess.run([*pip, "--no-index"], stderr=subprocess.DEVNULL).returncode:
         run(*pip, "--index-url", build["index"])
-    # uv is itself the build backend of the app: nothing is fetched for it. Editable, so that it is the code under test.
-    run(*uv[:4], "--offline", "--no-deps", "--python", python, "--editable", tree.ROOT / "app")
 
 
 # ---- nginx ---------------------------------------------------------------------------------------------------------

@@ -108,3 +108,20 @@ def test_libraries_and_warnings_are_heard_from_warning_up(stream: io.StringIO) -
 def test_facts_that_json_cannot_express_are_logged_as_text(stream: io.StringIO) -> None:
     logging.getLogger("inference").info("x", extra={"facts": {"value": sys}})
     assert "module 'sys'" in str(lines(stream)[0]["value"])
+
+
+def test_path_that_is_no_ascii_is_logged_as_it_was_sent(client: FlaskClient, stream: io.StringIO) -> None:
+    client.get("/größe")
+    (line,) = lines(stream)
+    assert (line["path"], line["status"]) == ("/größe", 404)
+
+
+def test_time_has_milliseconds_and_the_second_it_belongs_to() -> None:
+    assert logs.timestamp(1767323045.0) == "2026-01-02T03:04:05.000Z"
+    assert logs.timestamp(1767323045.9996) == "2026-01-02T03:04:05.999Z"
+    assert logs.timestamp(1767323046.25) == "2026-01-02T03:04:06.250Z"
+
+
+def test_fact_of_a_record_stands_in_place_of_the_request_id_of_the_thread(stream: io.StringIO) -> None:
+    logging.getLogger("inference").info("x", extra={"facts": {"request_id": "other"}})
+    assert lines(stream)[0]["request_id"] == "other"

@@ -11,6 +11,7 @@ from doubles import LogLines, PuppetModel
 from flask import Flask
 from flask.testing import FlaskClient
 from inference import errors
+from werkzeug.exceptions import NotFound
 from werkzeug.test import TestResponse
 
 PREFIX = "urn:inference-fleet:problem:"
@@ -309,3 +310,24 @@ def test_deadline_of_the_client_is_no_way_around_that_of_the_service(
     headers = {"X-Request-Deadline-Ms": "60000", "X-Request-Start": f"t={time.time() - 3:.3f}"}
     app = make_app(puppet, timeout_seconds=2)
     problem(app.test_client().post("/v1/test", data=b"x", headers=headers), 504, "over-time")
+
+
+def test_options_and_other_methods_of_the_route_are_still_flasks(client: FlaskClient) -> None:
+    response = client.options("/v1/test")
+    assert (response.status_code, response.headers["Allow"]) == (200, "OPTIONS, POST")
+    assert response.headers["X-Request-ID"]
+
+
+def test_error_of_werkzeug_in_the_model_becomes_a_problem(client: FlaskClient, puppet: PuppetModel) -> None:
+    puppet.failure = NotFound()
+    members = problem(client.post("/v1/test", data=b"x"), 404, "not-found")
+    assert members["detail"] == "There is nothing at '/v1/test'."
+    puppet.failure = None
+    assert client.post("/v1/test", data=b"x").status_code == 200
+
+
+def test_answer_has_the_headers_of_every_answer(client: FlaskClient) -> None:
+    response = client.post("/v1/test", data=b"x", headers={"X-Request-ID": "me"})
+    assert response.headers["Cache-Control"] == "no-store"
+    assert response.headers["Content-Length"] == str(len(response.data))
+    assert response.headers["X-Request-ID"] == "me"

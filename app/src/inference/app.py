@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 from flask import Flask
 from flask.json.provider import DefaultJSONProvider
@@ -14,6 +15,9 @@ from inference.blueprints import health, service
 from inference.config import Config
 from inference.model import Model
 from inference.runner import ModelRunner, Runner
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
 
 class StrictJSONProvider(DefaultJSONProvider):
@@ -32,14 +36,24 @@ class StrictJSONProvider(DefaultJSONProvider):
 
 
 class InferenceApp(Flask):
-    """A Flask app around one loaded model."""
+    """A Flask app around one loaded model.
+
+    The service's own route is answered by :class:`~inference.blueprints.service.Service`; Flask has everything else.
+    """
 
     json_provider_class = StrictJSONProvider
 
-    def __init__(self, runner: ModelRunner) -> None:
+    def __init__(self, config: Config, runner: ModelRunner) -> None:
         super().__init__("inference", static_folder=None)
         #: The model and its health.
         self.runner = runner
+        self._service = service.Service(config, runner)
+
+    def wsgi_app(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """Answer one request."""
+        if self._service.is_for(environ):
+            return self._service(environ, start_response)
+        return super().wsgi_app(environ, start_response)
 
 
 def create_app(config: Config | None = None, model: Model[Any, Any] | None = None) -> InferenceApp:
@@ -58,10 +72,10 @@ def create_app(config: Config | None = None, model: Model[Any, Any] | None = Non
     config = config or Config.from_environ(os.environ)
     model = model or loader.model_class(config.model)()
     runner: ModelRunner = BatchRunner(config, model) if config.mode == "batch" else Runner(config, model)
-    app = InferenceApp(runner)
+    app = InferenceApp(config, runner)
     lifecycle.register(app, config)
     problems.register(app)
-    app.register_blueprint(service.create(config, runner))
+    app.register_blueprint(service.create(config))
     app.register_blueprint(health.create(config, runner))
     runner.start()
     return app

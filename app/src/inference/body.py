@@ -22,6 +22,7 @@ from inference.errors import BodyTooLarge, LengthRequired, UnreadableInput
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
+LENGTH = re.compile(r"[0-9]{1,18}")
 #: Bytes read at once.
 CHUNK_BYTES = 1 << 20
 #: More parts than a client of ours has reason to send.
@@ -89,7 +90,7 @@ class Body:
     def _announced(self) -> int:
         if self._chunked and not self._has_length:
             raise LengthRequired("Send the body with Content-Length instead of in chunks.")
-        if not re.fullmatch(r"[0-9]{1,18}", self._length):
+        if not LENGTH.fullmatch(self._length):
             raise UnreadableInput(f"Content-Length {self._length!r:.40} is not a number of bytes.")
         return int(self._length)
 
@@ -115,15 +116,15 @@ def read_input(body: Body, content_type: str, field: str) -> tuple[bytes, str]:
         BodyTooLarge: the body is over the limit.
         LengthRequired: the body has no known length.
     """
-    mimetype, parameters = parse_options_header(content_type)
-    if mimetype.lower() != "multipart/form-data":
+    # Most bodies are no forms: what their media type says beyond that is for the model to read.
+    if not content_type[:32].lstrip().lower().startswith("multipart/form-data"):
         data = b"".join(body.chunks())
         if not data:
             raise UnreadableInput(
                 f"The body is empty: send the input as the body, or as multipart/form-data in the field {field!r}."
             )
         return data, content_type
-    boundary = parameters.get("boundary", "")
+    boundary = parse_options_header(content_type)[1].get("boundary", "")
     if not boundary:
         raise UnreadableInput("The Content-Type multipart/form-data names no boundary.")
     return _read_field(body, boundary.encode("latin-1", "replace"), field)
