@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import copy
+import difflib
 import functools
 import hashlib
 import json
@@ -79,6 +80,20 @@ def services_resolve(services: Iterable[Mapping[str, Any]]) -> list[dict[str, An
         resolved.append(service)
     check_clashes(resolved)
     return resolved
+
+
+def services_unknown(services: Any) -> list[str]:
+    """Complaints about options that no service has, in words for people; Ansible's own would print the whole specification."""
+    known = list(service_options())
+    complaints = []
+    for service in services if isinstance(services, list) else []:
+        # What else may be wrong with it is told by the types.
+        for name in service if isinstance(service, Mapping) else []:
+            if name not in known:
+                close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+                hint = f" Did you mean {close[0]}?" if close else " They stand in roles/services/README.md."
+                complaints.append(f"services: {service.get('name', '?')}: there is no option {name!r}.{hint}")
+    return complaints
 
 
 def check_mode(service: Mapping[str, Any], given: Mapping[str, Any]) -> None:
@@ -412,6 +427,7 @@ class FilterModule:
             "services_checks": services_checks,
             "services_extras": services_extras,
             "services_plan": services_plan,
+            "services_unknown": services_unknown,
             "services_environment": services_environment,
             "services_sample": services_sample,
             "uwsgi_value": uwsgi_value,

@@ -119,6 +119,17 @@ def test_compute_threads_share_the_cores(cores: int, wanted: int, threads: int, 
     assert [environment[name] for name in names] == [str(expected)] * 4
 
 
+def test_an_option_that_no_service_has_is_named_with_the_one_that_was_meant() -> None:
+    good = {"name": "ocr", "route": "/v1/parse", "model": "m:M"}
+    assert services.services_unknown([good]) == []
+    assert services.services_unknown([good, {**good, "name": "b", "wokers": 1, 7: 1}]) == [
+        "services: b: there is no option 'wokers'. Did you mean workers?",
+        "services: b: there is no option 7. They stand in roles/services/README.md.",
+    ]
+    # Other faults are for the types to tell.
+    assert services.services_unknown("ocr") == services.services_unknown(["ocr"]) == []
+
+
 # ---- mode batch
 
 
