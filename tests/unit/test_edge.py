@@ -418,6 +418,17 @@ def test_one_that_gets_no_requests_may_be_drained(edge: Edge) -> None:
     edge.do("drain", "b")
 
 
+def test_the_last_one_is_not_drained_either_when_all_are_found_unhealthy(edge: Edge) -> None:
+    """Then all get requests, and the last one of them is the last one still."""
+    edge.join("a", "b")
+    edge.probe(a=False, b=False)
+    edge.do("drain", "a")
+    status, said = edge.call("drain", "b")
+    assert (status, said["changed"]) == (3, False)
+    assert edge.servers()["b"] == "weight=1 max_fails=0"
+    edge.do("drain", "b", "--allow-outage")
+
+
 def test_a_host_that_joins_again_keeps_its_drain(edge: Edge) -> None:
     edge.join("a", "b")
     edge.do("drain", "a")

@@ -178,7 +178,7 @@ class Members:
 
     def alone(self, name: str) -> list[str]:
         """Services whose requests would have nowhere to go without this host."""
-        return [one for one in sorted(self.members[name]["services"]) if self.standing(one) == [name]]
+        return [one for one in sorted(self.members[name]["services"]) if self.serving(one) == [name]]
 
     def status(self) -> dict[str, Any]:
         """Everything, for people and for the verbs."""
