@@ -43,6 +43,10 @@ class NotTaken(NginxError):
     """The running nginx keeps its former configuration; the text says why."""
 
 
+class Late(NotTaken):
+    """The running nginx was told to load its files, and did not say that it has; it may still do so."""
+
+
 #: Places in the files of a site that are filled in on the host, by SERVICE/DEVICE.
 PLACES = re.compile(r"@(?P<what>ADDRESS|DOWN|FORMER) (?P<vassal>[^@\s]+)@")
 #: Behind the cases in which nginx asks another device.
@@ -79,6 +83,12 @@ def fill(text: str, addresses: Mapping[str, str], out: Collection[str], former: 
         return f"\n    # The former release, for what the new one fails at.\n    server {written(former[vassal])} backup max_fails=0;"
 
     return PLACES.sub(value, text).replace(RETRY, " non_idempotent" if former else "")
+
+
+def last_errors() -> str:
+    """The end of nginx's error log."""
+    log = Path("/var/log/nginx/error.log")
+    return "\n".join(log.read_text(errors="replace").splitlines()[-5:]) if log.is_file() else ""
 
 
 def run_command(command: list[str]) -> tuple[int, str, str]:
@@ -249,6 +259,9 @@ class Configuration:
         """Process id of the running master, or 0."""
         try:
             pid = int(self.pid_file.read_text())
+            # 0 and below would be many processes.
+            if pid <= 0:
+                return 0
             os.kill(pid, 0)
         except (OSError, ValueError):
             return 0
@@ -263,9 +276,7 @@ class Configuration:
             raise NotTaken(f"nginx -s reload failed: {out}{err}")
         while not children(master) - former:
             if time.monotonic() - began > START_SECONDS:
-                log = Path("/var/log/nginx/error.log")
-                tail = "\n".join(log.read_text(errors="replace").splitlines()[-5:]) if log.is_file() else ""
-                raise NotTaken(f"nginx did not take the new configuration. Its error log says:\n{tail}")
+                raise Late(f"nginx did not take the new configuration. Its error log says:\n{last_errors()}")
             time.sleep(POLL_SECONDS)
         # They hold the former list of devices; what is on their way must still find its vassal.
         while former & children(master):
@@ -306,7 +317,12 @@ class Configuration:
             if changed and master:
                 seconds = self.reload(master)
         except NotTaken as error:
-            self.restore(former, state)
+            late = isinstance(error, Late)
+            # What it works with in the end only a reload that it has answered tells.
+            self.restore(former, {**state, "loaded": ""} if late else state)
+            if late:
+                # It may be slow and no more, and would still take what was put away: a name that is looked up for long.
+                run_command([self.program, "-s", "reload"])
             raise NginxError(f"{error}\nThe former files were put back; nginx serves on with them.") from error
         if changed or self.state.get("loaded") != self.hash:
             self.remember(loaded=self.hash)

@@ -511,6 +511,69 @@ def test_what_nginx_refuses_is_put_back(edge: Edge) -> None:
     assert edge.audit() == ["joined a"]
 
 
+def test_nginx_that_takes_them_late_gets_the_former_ones_again(
+    edge: Edge, hosts: dict[str, FakeHost], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has read the new ones already, and only waits for something; it must not end up with what was put away."""
+    late, pipe, main = (edge.folder / name for name in ("late.conf", "pipe", "nginx/nginx.conf"))
+    late.touch()
+    # Read last; as a pipe it holds nginx up until somebody writes.
+    main.write_text(main.read_text() + f"include {late};\n")
+    test = fleet_edge.Nginx.test
+
+    def hold_after_the_test(nginx: fleet_edge.Nginx) -> str:
+        said = test(nginx)
+        late.unlink()
+        os.mkfifo(late)
+        os.link(late, pipe)
+        return said
+
+    edge.configure(start_seconds=1)
+    with edge.fleet.nginx([edge.port]):
+        for name, host in hosts.items():
+            edge.join(name, port=host.port)
+        former = edge.workers()
+        monkeypatch.setattr(fleet_edge.Nginx, "test", hold_after_the_test)
+        status, said = edge.call("drain", "one")
+        assert (status, "did not take the new upstreams" in said["error"]) == (1, True)
+        late.unlink()
+        late.touch()
+        with pipe.open("w"):
+            pass
+        wait_for(lambda: edge.workers() and not edge.workers() & former, "other workers")
+        wait_for(lambda: edge.hosts() == {"one": 6, "two": 6}, "the former upstreams")
+        monkeypatch.setattr(fleet_edge.Nginx, "test", test)
+        last = edge.workers()
+        assert not edge.do("apply")["changed"]
+        assert not edge.workers() & last, "the next run makes sure"
+
+
+@pytest.mark.parametrize("pid", ["", "0", "-1", "4194305"])
+def test_without_a_master_nobody_gets_its_signal(edge: Edge, pid: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Process 0 would be this program itself, and all that it was started with; -1 would be everybody."""
+    (edge.folder / "nginx.pid").write_text(pid)
+    signals: list[tuple[int, int]] = []
+    kill = os.kill
+    monkeypatch.setattr(os, "kill", lambda *given: signals.append(given) if given[1] else kill(*given))
+    edge.join("a")
+    assert signals == []
+
+
+def test_while_another_nginx_takes_over_the_reload_waits_for_it(served: Edge) -> None:
+    """Only its former file is there then."""
+    pid_file = served.folder / "nginx.pid"
+    beside = pid_file.with_name("nginx.pid.oldbin")
+    before = served.workers()
+    pid_file.rename(beside)
+    process = served.begin("drain", "one")
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(1)
+    beside.rename(pid_file)
+    assert process.wait(10) == 0
+    process.communicate()
+    assert not served.workers() & before
+
+
 def test_one_at_a_time(edge: Edge) -> None:
     with (edge.dir / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -292,6 +292,42 @@ def test_the_former_files_come_back_when_nginx_does_not_take_the_new_ones(host: 
         assert host.answer() == "two"
 
 
+def test_nginx_that_takes_them_late_gets_the_former_ones_again(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has read the new files already, and only waits for something; it must not end up with what was put away."""
+    late = host.root / "late.conf"
+    late.touch()
+    # Read last; as a pipe it holds nginx up until somebody writes.
+    site = SITE + f"include {late};\n"
+    host.run("one", site=site)
+    monkeypatch.setattr(nginx_configuration, "START_SECONDS", 1)
+    test = Configuration.test
+
+    def hold_after_the_test(configuration: Configuration) -> None:
+        test(configuration)
+        late.unlink()
+        os.mkfifo(late)
+        os.link(late, host.folder / "pipe")
+
+    # The signal alone: nginx's own command reads all files first.
+    alone = f'"-s reload") kill -HUP $(cat {host.folder}/nginx.pid); exit 0'
+    host.wrapper.write_text(host.wrapper.read_text().replace('"-s reload")', alone))
+    with host.nginx() as server:
+        host.run("one", site=site)
+        former = children(server.process.pid)
+        monkeypatch.setattr(Configuration, "test", hold_after_the_test)
+        failed = host.run("two", site=site)
+        assert "nginx did not take the new configuration" in failed["msg"]
+        late.unlink()
+        late.touch()
+        with (host.folder / "pipe").open("w"):
+            pass
+        wait_for(lambda: not children(server.process.pid) & former and host.answer() == "one", "the former files")
+        time.sleep(0.5)
+        assert host.answer() == "one"
+        monkeypatch.setattr(Configuration, "test", test)
+        assert host.run("one", site=site, check=True)["changed"], "the next run makes sure"
+
+
 def test_what_a_killed_test_left_behind_is_cleared_away(host: Host) -> None:
     left = host.root.parent / ".nginx-test-killed"
     left.mkdir()

@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import re
-import socket
+import signal
 import subprocess
 import sys
 import time
@@ -30,7 +30,6 @@ import audit
 SETTINGS = Path("/etc/fleet/edge.json")
 #: No service has its ports there, and nothing is asked of a server that is marked down.
 NOWHERE = "127.0.0.1:9"
-START_SECONDS = 10.0
 POLL_SECONDS = 0.05
 NAME = re.compile(r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,252}[A-Za-z0-9])?$")
 ADDRESS = re.compile(r"^[A-Za-z0-9]([A-Za-z0-9.-]{0,252}[A-Za-z0-9])?$|^[0-9a-fA-F:.]*:[0-9a-fA-F:.]*$")
@@ -72,6 +71,8 @@ class Settings:
     services: dict[str, int] = field(default_factory=dict)
     balance: str = "least_conn"
     wait_seconds: float = 120.0
+    #: Longest time in which nginx reads its files and starts workers.
+    start_seconds: float = 10.0
     back_seconds: float = 90.0
     listen: str = "127.0.0.1"
     state_dir: str = "/var/lib/fleet/edge"
@@ -249,16 +250,26 @@ class Nginx:
 
     def master(self) -> int:
         """Process id of the running master, or 0."""
-        try:
-            pid = int(Path(self.settings.pid_file).read_text())
-            os.kill(pid, 0)
-        except (OSError, ValueError):
-            return 0
-        return pid
+        pid_file = Path(self.settings.pid_file)
+        end = time.monotonic() + self.settings.start_seconds
+        while True:
+            try:
+                pid = int(pid_file.read_text())
+                os.kill(pid, 0)
+            except (OSError, ValueError):
+                pid = 0
+            # 0 and below would be many processes.
+            if pid > 0:
+                return pid
+            # While a new nginx takes the place of the running one, there is only this file for a moment.
+            if not pid_file.with_name(f"{pid_file.name}.oldbin").exists() or time.monotonic() > end:
+                return 0
+            time.sleep(POLL_SECONDS)
 
-    def workers(self) -> dict[int, bool]:
+    def workers(self, master: int | None = None) -> dict[int, bool]:
         """Processes below the master, and whether each is on its way out."""
-        master, found = self.master(), {}
+        found: dict[int, bool] = {}
+        master = self.master() if master is None else master
         for entry in Path("/proc").iterdir() if master else ():
             if not entry.name.isdigit():
                 continue
@@ -268,6 +279,16 @@ class Nginx:
                     found[int(entry.name)] = b"shutting down" in (entry / "cmdline").read_bytes()
         return found
 
+    def signal(self) -> int:
+        """Have nginx read its files again; gives its process id, or 0 when none runs: it reads them at its start."""
+        # Asked once: without a master between two questions, the signal would go to this program and all beside it.
+        if master := self.master():
+            with contextlib.suppress(ProcessLookupError):
+                # As `nginx -s reload` does, without reading the whole configuration once more.
+                os.kill(master, signal.SIGHUP)
+                return master
+        return 0
+
     def reload(self) -> None:
         """Have nginx read its files again, and wait until it works with them.
 
@@ -275,10 +296,9 @@ class Nginx:
             EdgeError: it stays with what it had.
         """
         former = self.workers()
-        # As `nginx -s reload` does, without reading the whole configuration once more.
-        os.kill(self.master(), 1)
-        end = time.monotonic() + START_SECONDS
-        while not self.workers().keys() - former.keys():
+        master = self.signal()
+        end = time.monotonic() + self.settings.start_seconds
+        while master and not self.workers(master).keys() - former.keys():
             if time.monotonic() > end:
                 log = Path(self.settings.error_log)
                 tail = log.read_text(errors="replace").splitlines()[-5:] if log.is_file() else []
@@ -379,6 +399,10 @@ class Edge:
                 self.put_back(former)
                 if known:
                     write(self.members_file, known)
+                # It may be slow and no more, and would still take what was put away: a name that is looked up for long.
+                self.nginx.signal()
+                # What it works with in the end only a reload that it has answered tells.
+                write(self.applied_file, json.dumps({**applied, "loaded": ""}) + "\n")
                 raise
         # By it the prober sees whether its verdicts have been heeded.
         new = {"loaded": digest(text), "healthy": {name: members.healthy(name) for name in members.members}}
