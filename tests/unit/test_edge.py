@@ -41,6 +41,12 @@ exec {nginx} -e stderr -p {folder}/nginx -c {folder}/nginx/nginx.conf "$@"
 """
 
 
+class Server(ThreadingHTTPServer):
+    """One that takes many connections at once, as nginx does."""
+
+    request_queue_size = 128
+
+
 class FakeHost:
     """An inference host's nginx, as an edge sees it."""
 
@@ -78,7 +84,7 @@ class FakeHost:
         self.start()
 
     def start(self) -> None:
-        self.server = ThreadingHTTPServer(("127.0.0.1", self.port), self.handler)
+        self.server = Server(("127.0.0.1", self.port), self.handler)
         self.port = self.server.server_port
         threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
 
@@ -225,9 +231,14 @@ class Edge:
         return children(self.master())
 
     def ask(
-        self, method: str = "POST", path: str = "/v1/parse", body: bytes | None = b"x", headers: Json | None = None
+        self,
+        method: str = "POST",
+        path: str = "/v1/parse",
+        body: bytes | None = b"x",
+        headers: Json | None = None,
+        source: str = "127.0.0.1",
     ) -> tuple[int, http.client.HTTPMessage, bytes]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30, source_address=(source, 0))
         try:
             connection.request(method, path, body, headers or {})
             response = connection.getresponse()
@@ -652,6 +663,49 @@ def test_requests_are_spread_by_weight(served: Edge, hosts: dict[str, FakeHost])
     assert served.hosts() == {"one": 6, "two": 6}
     served.join("one", port=hosts["one"].port, weight=3)
     assert served.hosts() == {"one": 9, "two": 3}
+
+
+def test_weights_hold_under_load(served: Edge, hosts: dict[str, FakeHost]) -> None:
+    """By requests in flight, that is: the host with three times the weight works on three times as many."""
+    served.join("one", port=hosts["one"].port, weight=3)
+    for host in hosts.values():
+        host.hold.clear()
+        host.seen.clear()
+    with ThreadPoolExecutor(16) as pool:
+        asked = [pool.submit(served.ask) for _ in range(16)]
+        wait_for(lambda: sum(len(host.seen) for host in hosts.values()) == 16, "all of them to be under way")
+        for host in hosts.values():
+            host.hold.set()
+        assert [one.result()[0] for one in asked] == [200] * 16
+    assert (len(hosts["one"].seen), len(hosts["two"].seen)) == (12, 4)
+
+
+def test_ip_hash_sticks_to_a_host_for_each_client(served: Edge, hosts: dict[str, FakeHost]) -> None:
+    """Clients are told apart by the first three bytes of their addresses; a host that was drained gets its own back."""
+    served.configure(balance="ip_hash")
+    served.do("apply")
+    clients = [f"127.0.{number}.1" for number in range(1, 25)]
+
+    def place() -> dict[str, str]:
+        found = {}
+        for client in clients:
+            answers = served.hosts(3, source=client)
+            assert len(answers) == 1, f"{client} met {answers}"
+            found[client] = next(iter(answers))
+        return found
+
+    before = place()
+    counts = Counter(before.values())
+    assert set(counts) == {"one", "two"}
+    assert place() == before
+    served.do("drain", "two")
+    assert set(place().values()) == {"one"}
+    former = served.workers()
+    served.do("undrain", "two")
+    wait_for(lambda: not former & served.workers(), "the workers that leave it out to end")
+    assert place() == before, "a host that is down keeps its place"
+    served.join("one", port=hosts["one"].port, weight=7)
+    assert Counter(place().values())["one"] > counts["one"]
 
 
 def test_nginx_is_reloaded_only_when_something_changed(served: Edge) -> None:
