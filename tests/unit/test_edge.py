@@ -766,6 +766,28 @@ def test_alive_asks_nginx_itself(served: Edge) -> None:
     assert served.call("alive")[0] == 1
 
 
+def test_an_edge_steps_aside_and_comes_back(served: Edge, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fleet_edge.shared_address, "NOTICED_SECONDS", 0)
+    monkeypatch.setattr(fleet_edge.shared_address, "holds", lambda address: False)
+    status, said = served.call("aside")
+    assert (status, said["changed"], "no other edge answers" in said["error"]) == (1, False, True)
+    assert served.do("aside", "--allow-outage") == {"changed": False, "had": False}
+    assert served.do("back") == {"changed": False}
+    served.configure(address="192.0.2.10", peers=["127.0.0.1"])
+    assert served.do("aside") == {"changed": True, "had": False}
+    status, said = served.call("alive")
+    assert (status, "this edge has stepped aside" in said["error"]) == (1, True)
+    assert served.ask()[0] == 200, "whoever comes still is answered"
+    assert served.do("back") == {"changed": True}
+    assert served.call("alive")[0] == 0
+    # A run that was killed in between keeps nobody out for ever.
+    (served.dir / "aside").write_text("1000000000")
+    assert served.call("alive")[0] == 0
+    (served.dir / "aside").unlink()
+    lines = [json.loads(line) for line in (served.folder / "audit.log").read_text().splitlines()]
+    assert [line["event"] for line in lines][-2:] == ["stepped_aside", "came_back"]
+
+
 def test_what_hosts_and_clients_are_told(served: Edge, hosts: dict[str, FakeHost]) -> None:
     served.do("drain", "two")
     sent = {

@@ -17,6 +17,7 @@ import processes
 import pytest
 import release_switch
 from deployments import Deployments
+from nginx_configuration import Configuration
 from release_switch import RECORDED, Outage, Switch, SwitchError
 from stack import CPU, GROUP, Fleet, Json
 from units import Manager
@@ -329,6 +330,61 @@ def test_a_restart_of_nginx_or_of_the_last_emperor_has_to_be_allowed(host: Host)
         host.go(host.wanted("r1"))
     assert host.units.told == []
     host.go(host.wanted("r1"), may_stop=True)
+    assert host.units.told == ["restart nginx"]
+
+
+def test_an_nginx_that_was_upgraded_restarts_with_the_requests_elsewhere(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(release_switch, "program_changed", lambda pid: ["/usr/sbin/nginx"] if pid else [])
+    plan = host.switch(host.wanted("r1")).plan()
+    assert plan["stops"] == ["restart nginx, since /usr/sbin/nginx changed"]
+    with pytest.raises(Outage, match="nginx must restart, since /usr/sbin/nginx changed"):
+        host.go(host.wanted("r1"))
+    host.go(host.wanted("r1"), may_stop=True)
+    assert host.units.told == ["restart nginx"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "step"),
+    [
+        (["fleet.conf"], "replace nginx, since fleet.conf changed"),
+        (["/usr/sbin/nginx"], "replace nginx, since /usr/sbin/nginx changed"),
+        (["fleet.conf", "sandbox.conf"], "restart nginx, since fleet.conf, sandbox.conf changed"),
+    ],
+)
+def test_where_the_role_says_so_nginx_is_replaced_and_not_stopped(
+    host: Host, changed: list[str], step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on an edge, which has no devices, and whose requests would have to go through another one."""
+    monkeypatch.setattr(Configuration, "take_over", lambda self: 4711)
+    monkeypatch.setattr(host.units, "pid", lambda name: 4711)
+    host.units.older = {"nginx": changed}
+    wanted = host.wanted("r1")
+    wanted["nginx_unit"] = {"name": "nginx", "files": ["fleet.conf", "sandbox.conf"], "in_place": ["fleet.conf"]}
+    for devices in (wanted["devices"], []):
+        plan = host.switch({**wanted, "devices": devices}).plan()
+        assert step in plan["steps"]
+        assert plan["stops"] == ([step] if step.startswith("restart") else [])
+    if step.startswith("restart"):
+        with pytest.raises(Outage):
+            host.go(wanted)
+        host.go(wanted, may_stop=True)
+        assert host.units.told == ["restart nginx"]
+    else:
+        assert "replaced nginx" in host.go(wanted).did
+        assert host.units.told == []
+
+
+def test_an_nginx_that_was_there_before_is_restarted_and_not_replaced(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It runs without what the unit's files say, and has none of our requests."""
+    host.units.older = {"nginx": ["fleet.conf"]}
+    unit = {"name": "nginx", "files": ["fleet.conf"], "in_place": ["fleet.conf"]}
+    switch = host.switch({**host.wanted("r1"), "nginx_unit": unit})
+    switch.was_ours = False
+    switch.serve()
     assert host.units.told == ["restart nginx"]
 
 

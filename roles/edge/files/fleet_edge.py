@@ -26,6 +26,7 @@ from typing import Any, NoReturn
 
 # Beside this file: on an edge in /usr/local/lib/fleet, as one file with what the modules of the hosts use.
 import audit
+import shared_address
 
 SETTINGS = Path("/etc/fleet/edge.json")
 #: No service has its ports there, and nothing is asked of a server that is marked down.
@@ -79,17 +80,23 @@ class Settings:
     probes_file: str = "/run/fleet-edge/probes.json"
     pid_file: str = "/run/nginx.pid"
     error_log: str = "/var/log/nginx/error.log"
+    #: The address that the edges share, without the length of its network; empty for none.
+    address: str = ""
+    #: Where the other edges are found.
+    peers: tuple[str, ...] = ()
     audit_log: str = "/var/log/fleet/audit.log"
     nginx: tuple[str, ...] = ("nginx",)
+
+    def port(self) -> int:
+        """One on which the nginx of every edge answers."""
+        return min(self.services.values(), default=80)
 
     @classmethod
     def read(cls, path: Path) -> Settings:
         """Those of a file; names that are not known are for the prober."""
         found = read_json(path)
         known = {name: value for name, value in found.items() if name in cls.__dataclass_fields__}
-        if "nginx" in known:
-            known["nginx"] = tuple(known["nginx"])
-        return cls(**known)
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in known.items()})
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -338,6 +345,8 @@ class Edge:
         self.members_file = self.dir / "members.json"
         self.upstreams_file = self.dir / "upstreams.conf"
         self.applied_file = self.dir / "applied.json"
+        #: While it says so, this edge wants no shared address.
+        self.aside_file = self.dir / "aside"
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -578,18 +587,55 @@ def apply(edge: Edge, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def alive(edge: Edge, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Fail when the nginx of this edge does not answer; keepalived asks it."""
-    port = min(edge.settings.services.values(), default=80)
-    # By hand: http.client takes longer to import than all the rest, and this runs every second.
-    try:
-        with socket.create_connection((edge.settings.listen, port), timeout=5) as link:
-            link.sendall(b"GET /.fleet/alive HTTP/1.0\r\nHost: edge\r\n\r\n")
-            answer = link.recv(64)
-    except OSError as error:
-        raise EdgeError(f"nginx does not answer on {edge.settings.listen}:{port}: {error}") from error
-    if not re.match(rb"HTTP/1\.[01] 200 ", answer):
-        raise EdgeError(f"nginx answers {answer[:20]!r} on {edge.settings.listen}:{port}.")
+    """Fail when the nginx of this edge does not answer, or it has stepped aside; keepalived asks it."""
+    left = shared_address.aside_until(edge.aside_file) - time.time()
+    if left > 0:
+        raise EdgeError(f"this edge has stepped aside, for at most {left:.0f} s more. End that: fleet-edge back")
+    ask_alive(edge)
     return {"changed": False}
+
+
+def ask_alive(edge: Edge) -> None:
+    """Ask the nginx of this edge.
+
+    Raises:
+        EdgeError: it does not answer.
+    """
+    try:
+        shared_address.ask(edge.settings.listen, edge.settings.port(), 5)
+    except OSError as error:
+        raise EdgeError(f"nginx does not answer on {edge.settings.listen}:{edge.settings.port()}: {error}") from error
+
+
+def aside(edge: Edge, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Have another edge take the shared address, so that nginx can be stopped here; `back` ends it."""
+    settings = edge.settings
+    # Stop and start together, and some more; a run that was killed must not keep an edge out for ever.
+    seconds = 2 * settings.wait_seconds + 60
+    try:
+        had = shared_address.step_aside(settings.address, settings.port(), settings.peers, edge.aside_file, seconds)
+    except shared_address.NotMoved as error:
+        if arguments.allow_outage:
+            say(str(error))
+            return {"changed": False, "had": False}
+        raise EdgeError(str(error)) from error
+    note(edge, arguments.run, "stepped_aside", address=settings.address, had=had)
+    return {"changed": True, "had": had}
+
+
+def back(edge: Edge, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Be there for the shared address again, once nginx answers."""
+    was = edge.aside_file.exists()
+    edge.aside_file.unlink(missing_ok=True)
+    if was:
+        shared_address.wait(
+            lambda: shared_address.answers(edge.settings.listen, edge.settings.port()), edge.settings.start_seconds
+        )
+        ask_alive(edge)
+        # Only then may the next edge step aside.
+        time.sleep(shared_address.NOTICED_SECONDS)
+        note(edge, arguments.run, "came_back", address=edge.settings.address)
+    return {"changed": was}
 
 
 def waiting(edge: Edge, arguments: argparse.Namespace) -> float:
@@ -632,7 +678,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     verbs = parser.add_subparsers(dest="verb", required=True, parser_class=Parser)
     every: dict[str, Any] = {
         "join": join, "leave": leave, "retain": retain, "drain": drain, "undrain": undrain,
-        "status": status, "apply": apply, "alive": alive,
+        "status": status, "apply": apply, "alive": alive, "aside": aside, "back": back,
     }  # fmt: skip
     for name, function in every.items():
         verb = verbs.add_parser(name, help=function.__doc__.splitlines()[0], description=function.__doc__)
@@ -651,6 +697,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
             verb.add_argument("--services", type=json_object, required=True, help='as JSON: {"ocr": 8100}')
         if name == "drain":
             verb.add_argument("--why", default="")
+        if name in {"drain", "aside"}:
             verb.add_argument("--allow-outage", action="store_true", help="also when requests have nowhere else to go")
     return parser.parse_args(arguments)
 
