@@ -64,6 +64,10 @@ class NotTaken(NginxError):
     """The running nginx keeps its former configuration; the text says why."""
 
 
+class StillBusy(NginxError):
+    """The running nginx works with what it was told to, and requests that it took before are still on their way."""
+
+
 class Late(NotTaken):
     """The running nginx was told to load its files, and did not say that it has; it may still do so."""
 
@@ -302,7 +306,7 @@ class Configuration:
         # They hold the former list of devices; what is on their way must still find its vassal.
         while former & children(master):
             if time.monotonic() - began > self.wait_seconds:
-                raise NginxError(
+                raise StillBusy(
                     f"nginx workers {sorted(former & children(master))} still serve requests of the former configuration "
                     f"after {self.wait_seconds} s. Look: ss -np | grep nginx; then deploy again."
                 )
@@ -336,7 +340,7 @@ class Configuration:
         os.kill(former, signal.SIGQUIT)
         while runs(former):
             if time.monotonic() - began > self.wait_seconds:
-                raise NginxError(
+                raise StillBusy(
                     f"the former nginx (process {former}) still serves requests after {self.wait_seconds} s; the new one has "
                     "taken over. Look: ss -np | grep nginx; then deploy again."
                 )
