@@ -23,6 +23,7 @@ import environments
 import fleet_edge
 import processes
 import pytest
+import shared_address
 import tree
 from ansible.errors import AnsibleFilterError
 from fleet_edge import Members, Settings
@@ -767,8 +768,8 @@ def test_alive_asks_nginx_itself(served: Edge) -> None:
 
 
 def test_an_edge_steps_aside_and_comes_back(served: Edge, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fleet_edge.shared_address, "NOTICED_SECONDS", 0)
-    monkeypatch.setattr(fleet_edge.shared_address, "holds", lambda address: False)
+    monkeypatch.setattr(shared_address, "NOTICED_SECONDS", 0)
+    monkeypatch.setattr(shared_address, "holds", lambda address: False)
     status, said = served.call("aside")
     assert (status, said["changed"], "no other edge answers" in said["error"]) == (1, False, True)
     assert served.do("aside", "--allow-outage") == {"changed": False, "had": False}

@@ -363,7 +363,8 @@ def test_where_the_role_says_so_nginx_is_replaced_and_not_stopped(
     host.units.older = {"nginx": changed}
     wanted = host.wanted("r1")
     wanted["nginx_unit"] = {"name": "nginx", "files": ["fleet.conf", "sandbox.conf"], "in_place": ["fleet.conf"]}
-    for devices in (wanted["devices"], []):
+    none: list[Json] = []
+    for devices in (wanted["devices"], none):
         plan = host.switch({**wanted, "devices": devices}).plan()
         assert step in plan["steps"]
         assert plan["stops"] == ([step] if step.startswith("restart") else [])

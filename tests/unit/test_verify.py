@@ -141,6 +141,7 @@ def test_a_host_that_serves_is_green(host: Host) -> None:
     assert {name: one["detail"] for name, one in verdicts(host).items()} == {
         "emperor of one": "running",
         "nginx": "running",
+        "program of nginx": "the installed one",
         "open ports": f"nginx listens on {host.port} only",
         "closed ports": f"{USER} listens on nothing beyond loopback",
         "echo on one: vassal": host.vassals[0]["name"],
@@ -171,6 +172,12 @@ def test_a_unit_that_does_not_run(host: Host, manager: str, command: str, said: 
         "emperor of one": detail.format("uwsgi-emperor@one"),
         "nginx": detail.format("nginx"),
     }
+
+
+def test_an_nginx_that_was_upgraded_and_runs_on(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    master = int((host.fleet.folder / "nginx.pid").read_text())
+    monkeypatch.setattr(service_checks, "program_changed", lambda pid: ["/usr/sbin/nginx"] if pid == master else [])
+    assert red(host) == {"program of nginx": "nginx runs with /usr/sbin/nginx of before its upgrade"}
 
 
 def test_a_port_that_is_closed(host: Host) -> None:

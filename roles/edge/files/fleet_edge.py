@@ -96,7 +96,10 @@ class Settings:
         """Those of a file; names that are not known are for the prober."""
         found = read_json(path)
         known = {name: value for name, value in found.items() if name in cls.__dataclass_fields__}
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in known.items()})
+        for name in ("nginx", "peers"):
+            if name in known:
+                known[name] = tuple(known[name])
+        return cls(**known)
 
 
 def read_json(path: Path) -> dict[str, Any]:
