@@ -238,14 +238,12 @@ def test_a_stop_gives_requests_their_time(fleet: Fleet) -> None:
 
 
 def test_what_takes_a_stop_and_a_start_stands_in_a_file_of_its_own(fleet: Fleet) -> None:
-    """An edge replaces its nginx without a stop for everything else."""
-    expression = "{{ __edge_wanted.nginx_unit }}"
+    """For everything else a new nginx takes over from the running one, where it can."""
     unit = fleet.roles.evaluate("nginx", "{{ __nginx_unit }}", __emperor_manager="systemd")
-    given = {"files": [], "configuration": {}, "unit": unit}
-    wanted = fleet.roles.evaluate("edge", expression, fleet_nginx=given, __emperor_manager="systemd")
     folder = "/etc/systemd/system/nginx.service.d"
-    assert wanted["files"] == [f"{folder}/fleet.conf", f"{folder}/fleet-sandbox.conf"]
-    assert wanted["in_place"] == [f"{folder}/fleet.conf"]
+    assert unit["files"] == [f"{folder}/fleet.conf", f"{folder}/fleet-sandbox.conf"]
+    assert unit["in_place"] == [f"{folder}/fleet.conf"]
+    assert "in_place" not in fleet.roles.evaluate("nginx", "{{ __nginx_unit }}", __emperor_manager="supervisor")
     sandbox = fleet.roles.render("nginx", "etc/systemd/system/nginx.service.d/fleet-sandbox.conf.j2")
     assert "ProtectSystem=full" in sandbox
     rest = fleet.roles.render("nginx", "etc/systemd/system/nginx.service.d/fleet.conf.j2")
