@@ -11,13 +11,71 @@ def verify_failures(checks: Iterable[Mapping[str, Any]]) -> str:
     return "\n".join(f"{one['name']}: {one['detail']}\n  mend: {one['mend']}" for one in checks if not one["ok"])
 
 
-def verify_report(hostvars: Mapping[str, Any], hosts: Iterable[str]) -> dict[str, Any]:
-    """One line a check and the exit code: 0 all well, 1 a check failed, 2 a host could not be checked."""
+def by_release(releases: Mapping[str, str]) -> dict[str, list[str]]:
+    """Hosts of each release, the release that most of them have first.
+
+    Args:
+        releases: release that was deployed, by host.
+    """
+    found: dict[str, list[str]] = {}
+    for host, release in releases.items():
+        found.setdefault(release, []).append(host)
+    return dict(sorted(found.items(), key=lambda one: (-len(one[1]), one[0])))
+
+
+def mixture(releases: Mapping[str, list[str]]) -> str:
+    """Which hosts have which release, in words; empty when all have the same."""
+    return "" if len(releases) < 2 else "; ".join(f"{release} on {', '.join(on)}" for release, on in releases.items())
+
+
+#: A run that was killed leaves some hosts on the new release and some on the old one.
+MEND_MIXTURE = (
+    "./fleet deploy, or back to one that all have: ./fleet rollback -e release=ID (./fleet releases lists them)"
+)
+
+
+def fleet_checks(releases: Mapping[str, str], keep_mixed: bool) -> list[dict[str, Any]]:
+    """Checks of what no host can know by itself.
+
+    Args:
+        releases: release that was deployed, by host.
+        keep_mixed: whether the fleet is mixed on purpose.
+    """
+    if len(releases) < 2:
+        return []
+    found = by_release(releases)
+    mixed = mixture(found)
+    detail = f"{next(iter(found))} on all {len(releases)} hosts"
+    if mixed:
+        detail = f"the hosts have {len(found)} releases{', as asked' if keep_mixed else ''}: {mixed}"
+    ok = not mixed or keep_mixed
+    return [{"name": "one release", "ok": ok, "detail": detail, "mend": "" if ok else MEND_MIXTURE}]
+
+
+def verify_report(hostvars: Mapping[str, Any], hosts: Iterable[str], keep_mixed: bool = False) -> dict[str, Any]:
+    """One line a check and the exit code: 0 all well, 1 a check failed, 2 a host could not be checked.
+
+    Args:
+        hostvars: what the hosts answered.
+        hosts: hosts and edges of the run.
+        keep_mixed: whether the fleet is mixed on purpose.
+    """
     lines: list[str] = []
     failures: list[str] = []
     data: dict[str, Any] = {"hosts": {}}
     unchecked = []
+    releases = {}
+
+    def tell(where: str, checks: Iterable[Mapping[str, Any]]) -> None:
+        for check in checks:
+            lines.append(f"{'ok    ' if check['ok'] else 'FAILED'}  {where}  {check['name']}: {check['detail']}")
+            if not check["ok"]:
+                lines.append(f"        mend: {check['mend']}")
+                failures.append(f"{where}: {check['name']}: {check['detail']}")
+
     for host in hosts:
+        if release := (hostvars[host].get("fleet_release") or {}).get("id"):
+            releases[host] = release
         checks = (hostvars[host].get("__verify") or {}).get("checks")
         if checks is None:
             unchecked.append(host)
@@ -25,14 +83,12 @@ def verify_report(hostvars: Mapping[str, Any], hosts: Iterable[str]) -> dict[str
             lines.append(f"FAILED  {host}  could not be checked; the reason stands above")
             continue
         data["hosts"][host] = checks
-        for check in checks:
-            lines.append(f"{'ok    ' if check['ok'] else 'FAILED'}  {host}  {check['name']}: {check['detail']}")
-            if not check["ok"]:
-                lines.append(f"        mend: {check['mend']}")
-                failures.append(f"{host}: {check['name']}: {check['detail']}")
+        tell(host, checks)
+    data["fleet"] = fleet_checks(releases, keep_mixed)
+    tell("fleet", data["fleet"])
     code = 2 if unchecked else 1 if failures else 0
-    passed = sum(one["ok"] for checks in data["hosts"].values() for one in checks)
-    total = sum(len(checks) for checks in data["hosts"].values())
+    done = [*(one for checks in data["hosts"].values() for one in checks), *data["fleet"]]
+    passed, total = sum(one["ok"] for one in done), len(done)
     lines.append(
         f"{passed} of {total} checks passed"
         + (
@@ -123,6 +179,7 @@ def status_report(
     rows: list[list[str]] = []
     failures: list[str] = []
     data: dict[str, Any] = {"hosts": {}, "edges": {edge["name"]: edge["members"] for edge in edges}}
+    releases = {}
     for host in hosts:
         status = (hostvars[host].get("__status") or {}).get("status")
         if status is None:
@@ -131,6 +188,8 @@ def status_report(
             continue
         data["hosts"][host] = status
         deployed = status.get("deployed")
+        if deployed:
+            releases[host] = str(deployed.get("id"))
         last = f"{when(deployed.get('at'))} by {deployed.get('by') or '?'}" if deployed else "never"
         for device in status["devices"]:
             memory = f"{device['memory_mib'] / 1024:.1f} GiB"
@@ -144,6 +203,9 @@ def status_report(
                 )  # fmt: skip
     failures += [f"{edge['name']}: could not be asked: {edge['msg']}" for edge in edges if edge["members"] is None]
     lines = table(header, rows) if rows else []
+    data["releases"] = by_release(releases)
+    if mixed := mixture(data["releases"]):
+        lines += ["", f"The hosts have {len(data['releases'])} releases: {mixed}.", f"  mend: {MEND_MIXTURE}"]
     if edges:
         members = edge_rows(edges, hosts)
         lines += [

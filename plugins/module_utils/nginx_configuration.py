@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -35,12 +36,40 @@ def children(pid: int) -> set[int]:
     return found
 
 
+def runs(pid: int) -> bool:
+    """Whether a process runs; one that has ended and was not asked after yet does not."""
+    try:
+        return (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def program_changed(pid: int) -> list[str]:
+    """The program of a running process when another one has taken its place on the disk since; else nothing."""
+    link = Path("/proc") / str(pid) / "exe"
+    try:
+        installed = Path(str(link.readlink()).removesuffix(" (deleted)"))
+        running, wanted = link.stat(), installed.stat()
+    except OSError:
+        # Another user's process, none at all, or a program that was removed: nothing that a restart would mend.
+        return []
+    return [] if (running.st_dev, running.st_ino) == (wanted.st_dev, wanted.st_ino) else [str(installed)]
+
+
 class NginxError(Exception):
     """The configuration was not placed, or nginx does not serve with it; the text says why and what mends it."""
 
 
 class NotTaken(NginxError):
     """The running nginx keeps its former configuration; the text says why."""
+
+
+class StillBusy(NginxError):
+    """The running nginx works with what it was told to, and requests that it took before are still on their way."""
+
+
+class Late(NotTaken):
+    """The running nginx was told to load its files, and did not say that it has; it may still do so."""
 
 
 #: Places in the files of a site that are filled in on the host, by SERVICE/DEVICE.
@@ -79,6 +108,12 @@ def fill(text: str, addresses: Mapping[str, str], out: Collection[str], former: 
         return f"\n    # The former release, for what the new one fails at.\n    server {written(former[vassal])} backup max_fails=0;"
 
     return PLACES.sub(value, text).replace(RETRY, " non_idempotent" if former else "")
+
+
+def last_errors() -> str:
+    """The end of nginx's error log."""
+    log = Path("/var/log/nginx/error.log")
+    return "\n".join(log.read_text(errors="replace").splitlines()[-5:]) if log.is_file() else ""
 
 
 def run_command(command: list[str]) -> tuple[int, str, str]:
@@ -249,6 +284,9 @@ class Configuration:
         """Process id of the running master, or 0."""
         try:
             pid = int(self.pid_file.read_text())
+            # 0 and below would be many processes.
+            if pid <= 0:
+                return 0
             os.kill(pid, 0)
         except (OSError, ValueError):
             return 0
@@ -263,19 +301,51 @@ class Configuration:
             raise NotTaken(f"nginx -s reload failed: {out}{err}")
         while not children(master) - former:
             if time.monotonic() - began > START_SECONDS:
-                log = Path("/var/log/nginx/error.log")
-                tail = "\n".join(log.read_text(errors="replace").splitlines()[-5:]) if log.is_file() else ""
-                raise NotTaken(f"nginx did not take the new configuration. Its error log says:\n{tail}")
+                raise Late(f"nginx did not take the new configuration. Its error log says:\n{last_errors()}")
             time.sleep(POLL_SECONDS)
         # They hold the former list of devices; what is on their way must still find its vassal.
         while former & children(master):
             if time.monotonic() - began > self.wait_seconds:
-                raise NginxError(
+                raise StillBusy(
                     f"nginx workers {sorted(former & children(master))} still serve requests of the former configuration "
                     f"after {self.wait_seconds} s. Look: ss -np | grep nginx; then deploy again."
                 )
             time.sleep(POLL_SECONDS)
         return time.monotonic() - began
+
+    def take_over(self) -> int:
+        """Have a new nginx take the place of the running one without a closed port or a cut request; gives its process id.
+
+        This is nginx's own way to change its program: the running master starts the new one and hands over its listening
+        sockets, and ends when its workers have answered their last requests. The new one also reads the configuration anew.
+
+        Raises:
+            NginxError: no new one came, and the former one serves on; or the former one still has requests.
+        """
+        began = time.monotonic()
+        beside = self.pid_file.with_name(f"{self.pid_file.name}.oldbin")
+        # A run that was cut off here has left both.
+        former = int(beside.read_text()) if beside.is_file() else 0
+        if not (former and runs(former)):
+            former = self.master()
+            if not former:
+                raise NginxError("nginx does not run, so nothing can take its place. Look: systemctl status nginx")
+            os.kill(former, signal.SIGUSR2)
+        while (new := self.master()) in {0, former} or not children(new):
+            if time.monotonic() - began > START_SECONDS:
+                raise NginxError(
+                    f"nginx did not start its new program; the former one serves on. Its error log says:\n{last_errors()}"
+                )
+            time.sleep(POLL_SECONDS)
+        os.kill(former, signal.SIGQUIT)
+        while runs(former):
+            if time.monotonic() - began > self.wait_seconds:
+                raise StillBusy(
+                    f"the former nginx (process {former}) still serves requests after {self.wait_seconds} s; the new one has "
+                    "taken over. Look: ss -np | grep nginx; then deploy again."
+                )
+            time.sleep(POLL_SECONDS)
+        return new
 
     def stale(self) -> bool:
         """Whether nginx runs with something else than what is wanted, also after a run cut off before its reload."""
@@ -306,7 +376,12 @@ class Configuration:
             if changed and master:
                 seconds = self.reload(master)
         except NotTaken as error:
-            self.restore(former, state)
+            late = isinstance(error, Late)
+            # What it works with in the end only a reload that it has answered tells.
+            self.restore(former, {**state, "loaded": ""} if late else state)
+            if late:
+                # It may be slow and no more, and would still take what was put away: a name that is looked up for long.
+                run_command([self.program, "-s", "reload"])
             raise NginxError(f"{error}\nThe former files were put back; nginx serves on with them.") from error
         if changed or self.state.get("loaded") != self.hash:
             self.remember(loaded=self.hash)

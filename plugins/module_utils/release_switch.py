@@ -17,7 +17,7 @@ from ansible.module_utils import memory
 from ansible.module_utils.audit import note, now
 from ansible.module_utils.deployments import Deployments
 from ansible.module_utils.fleet_socket import SocketError, stats, stats_path
-from ansible.module_utils.nginx_configuration import Configuration, NginxError, fill
+from ansible.module_utils.nginx_configuration import Configuration, NginxError, fill, program_changed
 from ansible.module_utils.placed_files import PlacedFiles, place
 from ansible.module_utils.units import UnitError, manager
 from ansible.module_utils.upstreams import Drained, Upstreams
@@ -120,9 +120,18 @@ class Switch:
         return {name: files for name, files in found.items() if files}
 
     def stale_nginx(self) -> list[str]:
-        """Files of nginx's unit that the running nginx has not read."""
+        """Files of nginx's unit that the running nginx has not read, and its program when that was upgraded."""
         unit = self.options["nginx_unit"]
-        return self.manager.stale(unit["name"], unit["files"], self.pending)
+        changed = program_changed(self.upstreams.folder([], []).master())
+        return [*self.manager.stale(unit["name"], unit["files"], self.pending), *changed]
+
+    def replaceable(self, files: Collection[str]) -> bool:
+        """Whether a new nginx may take the place of the running one because of these files, with no port closed.
+
+        Where the role says so. What a process keeps from its start, as its sandbox, takes a stop and a start.
+        """
+        unit = self.options["nginx_unit"]
+        return self.was_ours and "in_place" in unit and not set(files) & (set(unit["files"]) - set(unit["in_place"]))
 
     # ---- memory
 
@@ -214,8 +223,10 @@ class Switch:
             if serving == {devices[name]}:
                 stops.append(f"{reason}; no other device of this host serves")
         if unread := self.stale_nginx():
-            steps.append(f"restart nginx, since {', '.join(unread)} changed")
-            if serving:
+            in_place = self.replaceable(unread)
+            steps.append(f"{'replace' if in_place else 'restart'} nginx, since {', '.join(unread)} changed")
+            # An edge has no devices, and is asked as soon as its nginx is ours.
+            if not in_place and (serving if self.devices else self.was_ours):
                 stops.append(steps[-1])
         steps += [f"start vassal {vassal.full_name}" for vassal in self.vassals.missing()]
         for device in self.displaced():
@@ -442,7 +453,12 @@ class Switch:
             Outage: it must restart, and nobody said that the requests go elsewhere.
         """
         unit = self.options["nginx_unit"]
-        if files := self.stale_nginx():
+        files = self.stale_nginx()
+        if files and self.replaceable(files):
+            self.manager.follow(unit["name"], self.upstreams.folder([], []).take_over())
+            self.did.append("replaced nginx")
+            note(self.run, "replaced", unit="nginx", files=files)
+        elif files:
             # An nginx that was there before the first deploy had none of our requests.
             if self.was_ours and not self.options["may_stop"]:
                 raise Outage(

@@ -51,6 +51,20 @@ class Manager(abc.ABC):
     def pid(self, name: str) -> int:
         """Process id of a unit, or 0."""
 
+    def follow(self, name: str, pid: int) -> None:
+        """Wait until the manager has seen that another process has taken over a unit.
+
+        Raises:
+            UnitError: it has not.
+        """
+        deadline = time.monotonic() + START_SECONDS
+        while self.pid(name) != pid:
+            if time.monotonic() > deadline:
+                raise UnitError(
+                    f"{name}: process {pid} has taken over, and the service manager watches {self.pid(name)}."
+                )
+            time.sleep(0.2)
+
     @abc.abstractmethod
     def is_right(self, name: str) -> bool:
         """Whether a unit runs and starts with the host."""

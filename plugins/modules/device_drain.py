@@ -9,13 +9,14 @@ short_description: Take a device out of its host's upstreams, or put it back
 description:
   - A device that is out stays out over deploys and reboots, until it is put back. The module returns when no request is on
     its way to the device any more.
+  - A device is put back only when its vassals serve as the deployment in force wants them to.
 options:
   device: {description: Name of the device., type: str, required: true}
   state: {description: Where to., type: str, choices: [drained, undrained], required: true}
   why: {description: "Why, for whoever looks next.", type: str, default: ""}
   allow_outage: {description: Whether the last device that serves may be taken out., type: bool, default: false}
   run: {description: "Who does this, for the audit log.", type: dict, default: {}}
-  wait_seconds: {description: Longest time for requests to finish., type: int, default: 120}
+  wait_seconds: {description: "Longest time for requests to finish; without it, that of the deployment in force.", type: int}
   devices_dir: {description: Folder of the devices., type: path, default: /etc/fleet/devices}
   upstreams_dir: {description: Folder with the upstream files that nginx has loaded., type: path, default: /etc/nginx/upstreams}
   nginx_root: {description: Folder of nginx's configuration., type: path, default: /etc/nginx}
@@ -23,14 +24,54 @@ options:
   nginx_program: {description: The program., type: str, default: nginx}
   pid_file: {description: File with the process id of nginx., type: path, default: /run/nginx.pid}
   drained_file: {description: Devices that a person took out., type: path, default: /var/lib/fleet/drained.json}
+  run_dir: {description: Folder of the sockets., type: path, default: /run/fleet}
+  log_dir: {description: Folder of log files where there is no journal., type: path, default: /var/log/fleet}
+  measured_file: {description: What workers of each release were measured to take., type: path, default: /var/lib/fleet/measured.json}
+  deployed_file: {description: Which deployment is in force., type: path, default: /etc/fleet/deployed.json}
+  deployments_dir: {description: Records of deployments., type: path, default: /etc/fleet/deployments}
 """
 
 from pathlib import Path
 
 from ansible.module_utils.audit import note, now
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.nginx_configuration import NginxError
+from ansible.module_utils.deployments import Deployments
+from ansible.module_utils.nginx_configuration import NginxError, StillBusy
 from ansible.module_utils.upstreams import PLACES, Drained, Upstreams
+from ansible.module_utils.vassal_files import NotReady, Vassals
+
+PATHS = {
+    **PLACES,
+    "run_dir": "/run/fleet",
+    "log_dir": "/var/log/fleet",
+    "measured_file": "/var/lib/fleet/measured.json",
+    "deployed_file": "/etc/fleet/deployed.json",
+    "deployments_dir": "/etc/fleet/deployments",
+}
+#: Where no deployment says it.
+WAIT_SECONDS = 120
+
+
+def deployment(options: dict) -> dict:
+    """The record of the deployment in force; empty before the first one."""
+    deployments = Deployments(Path(options["deployed_file"]), Path(options["deployments_dir"]))
+    try:
+        return deployments.read(str(deployments.current().get("record", "")))
+    except LookupError:
+        return {}
+
+
+def what_is_wrong(options: dict, record: dict, device: str) -> str:
+    """Why requests to a device would fail; empty when its vassals serve."""
+    wanted = [one for one in record.get("vassals", []) if one["device"] == device]
+    given = {"vassals": wanted, "group": record.get("group", ""), "stop_seconds": 0}
+    vassals = Vassals({**options, **given})
+    for vassal in vassals.vassals:
+        try:
+            vassal.check()
+        except NotReady as error:
+            return f"vassal {vassal.full_name} does not serve: {error}. Look: {vassals.look(device)}"
+    return ""
 
 
 def main() -> None:
@@ -42,15 +83,17 @@ def main() -> None:
             "why": {"type": "str", "default": ""},
             "allow_outage": {"type": "bool", "default": False},
             "run": {"type": "dict", "default": {}},
-            "wait_seconds": {"type": "int", "default": 120},
+            "wait_seconds": {"type": "int"},
             "nginx_program": {"type": "str", "default": "nginx"},
-            **{name: {"type": "path", "default": path} for name, path in PLACES.items()},
+            **{name: {"type": "path", "default": path} for name, path in PATHS.items()},
         },
         supports_check_mode=True,
     )
     options = module.params
     device, run = options["device"], options["run"]
-    host = Upstreams(options, options["wait_seconds"])
+    record = deployment(options)
+    wait_seconds = options["wait_seconds"] or (record.get("nginx") or {}).get("wait_seconds", WAIT_SECONDS)
+    host = Upstreams(options, wait_seconds)
     if device not in host.known_devices():
         module.fail_json(
             msg=f"This host has no device {device!r}; it has: {', '.join(host.known_devices()) or 'none yet'}. "
@@ -62,11 +105,13 @@ def main() -> None:
     if options["state"] == "drained":
         if not host.others(device) and not options["allow_outage"] and device not in former:
             module.fail_json(
-                msg=f"{device} is the only device of this host that takes requests. Drain the host instead "
-                "(./fleet drain HOST), or lose its requests: -e allow_outage=true"
+                msg=f"{device} is the only device of this host that takes requests. Where an edge leads them to "
+                "another host, drain the host instead (./fleet drain HOST); else, to lose them: -e allow_outage=true"
             )
         wanted.setdefault(device, {"by": run.get("by", ""), "since": now(), "why": options["why"]})
     else:
+        if device in former and (wrong := what_is_wrong(options, record, device)):
+            module.fail_json(msg=f"{device} stays out: {wrong}. When it serves: ./fleet undrain HOST/{device}")
         wanted.pop(device, None)
     changed = wanted != former
     if module.check_mode:
@@ -75,6 +120,13 @@ def main() -> None:
         # Noted first: a run that is cut off here leaves a device out rather than half in.
         drained.write(wanted)
         result = host.configuration(wanted).apply()
+    except StillBusy as error:
+        # nginx leads there no more, or again; what is noted is so.
+        if changed:
+            note(run, options["state"], device=device, why=options["why"])
+        if options["state"] == "drained":
+            module.fail_json(msg=f"{device} is out, but requests are on their way to it still: {error}", drained=wanted)
+        module.exit_json(changed=True, drained=wanted)
     except NginxError as error:
         drained.write(former)
         module.fail_json(msg=str(error))

@@ -152,7 +152,8 @@ class Teardown:
             links = [folder / unit.name for folder in UNITS.glob("*.wants")]
             for path in (*links, UNITS / f"{unit.name}.d", unit):
                 self.remove(path)
-        for pattern in ("*.wants/uwsgi-emperor@*", "uwsgi-emperor@*", "nginx.service.d/fleet.conf"):
+        drop_ins = [f"nginx.service.d/{name}.conf" for name in ("fleet", "fleet-sandbox")]
+        for pattern in ("*.wants/uwsgi-emperor@*", "uwsgi-emperor@*", *drop_ins):
             for path in sorted(UNITS.glob(pattern)):
                 self.remove(path)
         self.remove_empty(UNITS / "nginx.service.d")

@@ -27,7 +27,8 @@ options:
       worker); services, as the checks want them; devices (name, kind, uuid, memory_mib); units (emperors, with name, device and
       the files that they read only when they start); files and folders of emperors, units and helpers (path, content, mode, if
       need be owner, group, secret); nginx (files with places for addresses, links, ports, wait_seconds); nginx_unit (name,
-      files); manager (systemd or supervisor); group of the emperors' user; stop_seconds, longest time a vassal may take to stop.
+      files, and where it may be done in_place, those of them for which a new nginx takes the place of the running one); manager
+      (systemd or supervisor); group of the emperors' user; stop_seconds, longest time a vassal may take to stop.
     type: dict
     default: {}
   nginx_test: {description: Whether nginx tests the configuration before anything is started., type: bool, default: true}

@@ -47,6 +47,7 @@ from ansible.module_utils.fleet_socket import (
     stats_path,
 )
 from ansible.module_utils.listeners import listeners, nginx_master, ports_of
+from ansible.module_utils.nginx_configuration import program_changed
 from ansible.module_utils.vassal_files import workers_of
 
 REQUEST_ID = "fleet-verify-0001"
@@ -123,6 +124,12 @@ class Checks:
         if out[1:2] != ["RUNNING"]:
             raise Failed(f"{name} is {out[1] if len(out) > 1 else 'unknown to supervisor'}")
         return "running"
+
+    def program(self) -> str:
+        """nginx runs as it is installed; an upgrade does not always restart it."""
+        if changed := program_changed(nginx_master(self.options["pid_file"])):
+            raise Failed(f"nginx runs with {changed[0]} of before its upgrade")
+        return "the installed one"
 
     def open_ports(self) -> str:
         """nginx listens on the services' ports and on no other."""
@@ -251,6 +258,7 @@ class Checks:
             name = f"emperor of {device}" if kind == "uwsgi-emperor" else unit
             self.check(name, functools.partial(self.unit, unit), self.look(unit))
         self.check("nginx", lambda: self.unit("nginx"), self.look("nginx"))
+        self.check("program of nginx", self.program, "./fleet deploy restarts it while its requests go elsewhere")
         self.check("open ports", self.open_ports, "see what holds the port: ss -ntlp; then ./fleet deploy")
         if self.options["user"]:
             self.check("closed ports", self.closed_ports, "see which process it is: ss -ntlp")

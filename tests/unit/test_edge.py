@@ -23,6 +23,7 @@ import environments
 import fleet_edge
 import processes
 import pytest
+import shared_address
 import tree
 from ansible.errors import AnsibleFilterError
 from fleet_edge import Members, Settings
@@ -39,6 +40,12 @@ WRAPPER = """#!/bin/sh
 while [ -e {folder}/hold ]; do sleep 0.05; done
 exec {nginx} -e stderr -p {folder}/nginx -c {folder}/nginx/nginx.conf "$@"
 """
+
+
+class Server(ThreadingHTTPServer):
+    """One that takes many connections at once, as nginx does."""
+
+    request_queue_size = 128
 
 
 class FakeHost:
@@ -78,7 +85,7 @@ class FakeHost:
         self.start()
 
     def start(self) -> None:
-        self.server = ThreadingHTTPServer(("127.0.0.1", self.port), self.handler)
+        self.server = Server(("127.0.0.1", self.port), self.handler)
         self.port = self.server.server_port
         threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
 
@@ -225,9 +232,14 @@ class Edge:
         return children(self.master())
 
     def ask(
-        self, method: str = "POST", path: str = "/v1/parse", body: bytes | None = b"x", headers: Json | None = None
+        self,
+        method: str = "POST",
+        path: str = "/v1/parse",
+        body: bytes | None = b"x",
+        headers: Json | None = None,
+        source: str = "127.0.0.1",
     ) -> tuple[int, http.client.HTTPMessage, bytes]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30, source_address=(source, 0))
         try:
             connection.request(method, path, body, headers or {})
             response = connection.getresponse()
@@ -418,6 +430,17 @@ def test_one_that_gets_no_requests_may_be_drained(edge: Edge) -> None:
     edge.do("drain", "b")
 
 
+def test_the_last_one_is_not_drained_either_when_all_are_found_unhealthy(edge: Edge) -> None:
+    """Then all get requests, and the last one of them is the last one still."""
+    edge.join("a", "b")
+    edge.probe(a=False, b=False)
+    edge.do("drain", "a")
+    status, said = edge.call("drain", "b")
+    assert (status, said["changed"]) == (3, False)
+    assert edge.servers()["b"] == "weight=1 max_fails=0"
+    edge.do("drain", "b", "--allow-outage")
+
+
 def test_a_host_that_joins_again_keeps_its_drain(edge: Edge) -> None:
     edge.join("a", "b")
     edge.do("drain", "a")
@@ -500,6 +523,69 @@ def test_what_nginx_refuses_is_put_back(edge: Edge) -> None:
     assert edge.audit() == ["joined a"]
 
 
+def test_nginx_that_takes_them_late_gets_the_former_ones_again(
+    edge: Edge, hosts: dict[str, FakeHost], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has read the new ones already, and only waits for something; it must not end up with what was put away."""
+    late, pipe, main = (edge.folder / name for name in ("late.conf", "pipe", "nginx/nginx.conf"))
+    late.touch()
+    # Read last; as a pipe it holds nginx up until somebody writes.
+    main.write_text(main.read_text() + f"include {late};\n")
+    test = fleet_edge.Nginx.test
+
+    def hold_after_the_test(nginx: fleet_edge.Nginx) -> str:
+        said = test(nginx)
+        late.unlink()
+        os.mkfifo(late)
+        os.link(late, pipe)
+        return said
+
+    edge.configure(start_seconds=1)
+    with edge.fleet.nginx([edge.port]):
+        for name, host in hosts.items():
+            edge.join(name, port=host.port)
+        former = edge.workers()
+        monkeypatch.setattr(fleet_edge.Nginx, "test", hold_after_the_test)
+        status, said = edge.call("drain", "one")
+        assert (status, "did not take the new upstreams" in said["error"]) == (1, True)
+        late.unlink()
+        late.touch()
+        with pipe.open("w"):
+            pass
+        wait_for(lambda: edge.workers() and not edge.workers() & former, "other workers")
+        wait_for(lambda: edge.hosts() == {"one": 6, "two": 6}, "the former upstreams")
+        monkeypatch.setattr(fleet_edge.Nginx, "test", test)
+        last = edge.workers()
+        assert not edge.do("apply")["changed"]
+        assert not edge.workers() & last, "the next run makes sure"
+
+
+@pytest.mark.parametrize("pid", ["", "0", "-1", "4194305"])
+def test_without_a_master_nobody_gets_its_signal(edge: Edge, pid: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Process 0 would be this program itself, and all that it was started with; -1 would be everybody."""
+    (edge.folder / "nginx.pid").write_text(pid)
+    signals: list[tuple[int, int]] = []
+    kill = os.kill
+    monkeypatch.setattr(os, "kill", lambda *given: signals.append(given) if given[1] else kill(*given))
+    edge.join("a")
+    assert signals == []
+
+
+def test_while_another_nginx_takes_over_the_reload_waits_for_it(served: Edge) -> None:
+    """Only its former file is there then."""
+    pid_file = served.folder / "nginx.pid"
+    beside = pid_file.with_name("nginx.pid.oldbin")
+    before = served.workers()
+    pid_file.rename(beside)
+    process = served.begin("drain", "one")
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(1)
+    beside.rename(pid_file)
+    assert process.wait(10) == 0
+    process.communicate()
+    assert not served.workers() & before
+
+
 def test_one_at_a_time(edge: Edge) -> None:
     with (edge.dir / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -580,6 +666,49 @@ def test_requests_are_spread_by_weight(served: Edge, hosts: dict[str, FakeHost])
     assert served.hosts() == {"one": 9, "two": 3}
 
 
+def test_weights_hold_under_load(served: Edge, hosts: dict[str, FakeHost]) -> None:
+    """By requests in flight, that is: the host with three times the weight works on three times as many."""
+    served.join("one", port=hosts["one"].port, weight=3)
+    for host in hosts.values():
+        host.hold.clear()
+        host.seen.clear()
+    with ThreadPoolExecutor(16) as pool:
+        asked = [pool.submit(served.ask) for _ in range(16)]
+        wait_for(lambda: sum(len(host.seen) for host in hosts.values()) == 16, "all of them to be under way")
+        for host in hosts.values():
+            host.hold.set()
+        assert [one.result()[0] for one in asked] == [200] * 16
+    assert (len(hosts["one"].seen), len(hosts["two"].seen)) == (12, 4)
+
+
+def test_ip_hash_sticks_to_a_host_for_each_client(served: Edge, hosts: dict[str, FakeHost]) -> None:
+    """Clients are told apart by the first three bytes of their addresses; a host that was drained gets its own back."""
+    served.configure(balance="ip_hash")
+    served.do("apply")
+    clients = [f"127.0.{number}.1" for number in range(1, 25)]
+
+    def place() -> dict[str, str]:
+        found = {}
+        for client in clients:
+            answers = served.hosts(3, source=client)
+            assert len(answers) == 1, f"{client} met {answers}"
+            found[client] = next(iter(answers))
+        return found
+
+    before = place()
+    counts = Counter(before.values())
+    assert set(counts) == {"one", "two"}
+    assert place() == before
+    served.do("drain", "two")
+    assert set(place().values()) == {"one"}
+    former = served.workers()
+    served.do("undrain", "two")
+    wait_for(lambda: not former & served.workers(), "the workers that leave it out to end")
+    assert place() == before, "a host that is down keeps its place"
+    served.join("one", port=hosts["one"].port, weight=7)
+    assert Counter(place().values())["one"] > counts["one"]
+
+
 def test_nginx_is_reloaded_only_when_something_changed(served: Edge) -> None:
     before = served.workers()
     for verb, *arguments in (["apply"], ["undrain", "one"], ["leave", "nobody"], ["retain", "one", "two"]):
@@ -636,6 +765,28 @@ def test_alive_asks_nginx_itself(served: Edge) -> None:
     assert served.call("alive") == (0, {"changed": False})
     served.configure(services={"ocr": served.other_port})
     assert served.call("alive")[0] == 1
+
+
+def test_an_edge_steps_aside_and_comes_back(served: Edge, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared_address, "NOTICED_SECONDS", 0)
+    monkeypatch.setattr(shared_address, "holds", lambda address: False)
+    status, said = served.call("aside")
+    assert (status, said["changed"], "no other edge answers" in said["error"]) == (1, False, True)
+    assert served.do("aside", "--allow-outage") == {"changed": False, "had": False}
+    assert served.do("back") == {"changed": False}
+    served.configure(address="192.0.2.10", peers=["127.0.0.1"])
+    assert served.do("aside") == {"changed": True, "had": False}
+    status, said = served.call("alive")
+    assert (status, "this edge has stepped aside" in said["error"]) == (1, True)
+    assert served.ask()[0] == 200, "whoever comes still is answered"
+    assert served.do("back") == {"changed": True}
+    assert served.call("alive")[0] == 0
+    # A run that was killed in between keeps nobody out for ever.
+    (served.dir / "aside").write_text("1000000000")
+    assert served.call("alive")[0] == 0
+    (served.dir / "aside").unlink()
+    lines = [json.loads(line) for line in (served.folder / "audit.log").read_text().splitlines()]
+    assert [line["event"] for line in lines][-2:] == ["stepped_aside", "came_back"]
 
 
 def test_what_hosts_and_clients_are_told(served: Edge, hosts: dict[str, FakeHost]) -> None:

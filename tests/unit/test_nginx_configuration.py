@@ -3,6 +3,7 @@
 import hashlib
 import multiprocessing
 import os
+import shutil
 import signal
 import socket
 import stat
@@ -18,7 +19,7 @@ import fleet_socket
 import nginx_configuration
 import processes
 import pytest
-from nginx_configuration import Configuration, NginxError, children
+from nginx_configuration import Configuration, NginxError, children, program_changed, runs
 from processes import wait_for
 from stack import USER, Fleet, Json
 
@@ -107,6 +108,9 @@ class Host:
             found[str(path.relative_to(self.folder))] = f"{stat.filemode(path.lstat().st_mode)} {digest}"
         return found
 
+    def master(self) -> int:
+        return int((self.folder / "nginx.pid").read_text())
+
     @contextmanager
     def nginx(self) -> Iterator[processes.Server]:
         command: list[str | Path] = [environments.nginx(), "-e", "stderr", "-p", self.root]
@@ -114,6 +118,21 @@ class Host:
         with processes.running(command, self.folder / "log" / "nginx.log", end=signal.SIGQUIT) as server:
             wait_for(lambda: server.process.poll() is not None or processes.listens(self.port), server.text)
             yield server
+
+    @contextmanager
+    def daemon(self, program: Path | None = None) -> Iterator[None]:
+        """nginx as systemd starts it; in the foreground it does not change its program."""
+        command: list[str | Path] = [program or environments.nginx(), "-e", "stderr", "-p", self.root]
+        command += ["-c", self.root / "nginx.conf", "-g", "daemon on;"]
+        with processes.running(command, self.folder / "log" / "nginx.log") as server:
+            wait_for(lambda: processes.listens(self.port), server.text)
+            try:
+                yield
+            finally:
+                # One that has taken over has lost the mark by which the others are found.
+                last = self.master()
+                os.kill(last, signal.SIGQUIT)
+                wait_for(lambda: not runs(last), "nginx to end")
 
     def answer(self, path: str = "/") -> str:
         answer = fleet_socket.request(f"127.0.0.1:{self.port}", "http", path, timeout=20)
@@ -292,6 +311,42 @@ def test_the_former_files_come_back_when_nginx_does_not_take_the_new_ones(host: 
         assert host.answer() == "two"
 
 
+def test_nginx_that_takes_them_late_gets_the_former_ones_again(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has read the new files already, and only waits for something; it must not end up with what was put away."""
+    late = host.root / "late.conf"
+    late.touch()
+    # Read last; as a pipe it holds nginx up until somebody writes.
+    site = SITE + f"include {late};\n"
+    host.run("one", site=site)
+    monkeypatch.setattr(nginx_configuration, "START_SECONDS", 1)
+    test = Configuration.test
+
+    def hold_after_the_test(configuration: Configuration) -> None:
+        test(configuration)
+        late.unlink()
+        os.mkfifo(late)
+        os.link(late, host.folder / "pipe")
+
+    # The signal alone: nginx's own command reads all files first.
+    alone = f'"-s reload") kill -HUP $(cat {host.folder}/nginx.pid); exit 0'
+    host.wrapper.write_text(host.wrapper.read_text().replace('"-s reload")', alone))
+    with host.nginx() as server:
+        host.run("one", site=site)
+        former = children(server.process.pid)
+        monkeypatch.setattr(Configuration, "test", hold_after_the_test)
+        failed = host.run("two", site=site)
+        assert "nginx did not take the new configuration" in failed["msg"]
+        late.unlink()
+        late.touch()
+        with (host.folder / "pipe").open("w"):
+            pass
+        wait_for(lambda: not children(server.process.pid) & former and host.answer() == "one", "the former files")
+        time.sleep(0.5)
+        assert host.answer() == "one"
+        monkeypatch.setattr(Configuration, "test", test)
+        assert host.run("one", site=site, check=True)["changed"], "the next run makes sure"
+
+
 def test_what_a_killed_test_left_behind_is_cleared_away(host: Host) -> None:
     left = host.root.parent / ".nginx-test-killed"
     left.mkdir()
@@ -366,3 +421,93 @@ def test_a_full_disk_is_told(host: Host, monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(OSError, match="No space left on device"):
         host.run()
     assert host.tree() == before
+
+
+# ---- another nginx in the place of the running one
+
+
+def test_a_program_that_was_upgraded_is_seen(host: Host) -> None:
+    program = host.folder / "helpers" / "nginx-program"
+    shutil.copy2(environments.nginx(), program)
+    assert not host.run()["failed"]
+    with host.daemon(program):
+        assert program_changed(host.master()) == []
+        # As a package does it: a new file of the same name.
+        shutil.copy2(program, program.with_name("new"))
+        program.with_name("new").rename(program)
+        assert program_changed(host.master()) == [str(program)]
+        Configuration({"ports": [], **host.arguments()}).take_over()
+        assert program_changed(host.master()) == []
+        program.unlink()
+        assert program_changed(host.master()) == [], "a removed one would not start again"
+    assert program_changed(2**22 + 1) == []
+
+
+def test_another_nginx_takes_over_without_losing_a_request(host: Host) -> None:
+    assert not host.run()["failed"]
+    release, end = threading.Event(), threading.Event()
+    slow: list[str] = []
+    answers: list[str] = []
+    taken: list[int] = []
+
+    def load() -> None:
+        while not end.wait(0.005):
+            answers.append(host.answer())
+
+    with host.daemon(), slow_backend(host.backend, release):
+        former = host.master()
+        clients = [threading.Thread(target=load) for _ in range(3)]
+        clients.append(threading.Thread(target=lambda: slow.append(host.answer("/slow"))))
+        for one in clients:
+            one.start()
+        wait_for(lambda: connections(host.backend), "the request to be on its way")
+        configuration = Configuration({"ports": [], **host.arguments()})
+        run = threading.Thread(target=lambda: taken.append(configuration.take_over()))
+        run.start()
+        time.sleep(1)
+        assert run.is_alive(), "it waits for the slow request"
+        release.set()
+        run.join(10)
+        end.set()
+        for one in clients:
+            one.join(10)
+        assert taken == [host.master()] != [former]
+        assert not runs(former)
+        assert slow == ["slow"], "it was on its way"
+        assert set(answers) == {"one"}
+        assert len(answers) > 50
+        assert not (host.folder / "nginx.pid.oldbin").exists()
+
+
+def test_what_a_run_that_was_cut_off_began_is_brought_to_its_end(host: Host) -> None:
+    assert not host.run()["failed"]
+    with host.daemon():
+        former = host.master()
+        os.kill(former, signal.SIGUSR2)
+        wait_for(lambda: (host.folder / "nginx.pid").exists() and host.master() != former, "the new nginx")
+        new = host.master()
+        assert Configuration({"ports": [], **host.arguments()}).take_over() == new
+        assert not runs(former)
+
+
+def test_when_the_new_program_does_not_start_the_former_one_serves_on(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = host.folder / "helpers" / "nginx-program"
+    shutil.copy2(environments.nginx(), program)
+    monkeypatch.setattr(nginx_configuration, "START_SECONDS", 1)
+    assert not host.run()["failed"]
+    with host.daemon(program):
+        former = host.master()
+        program.with_name("new").write_text("#!/bin/sh\nexit 1\n")
+        program.with_name("new").chmod(0o755)
+        program.with_name("new").rename(program)
+        with pytest.raises(NginxError, match="did not start its new program; the former one serves on"):
+            Configuration({"ports": [], **host.arguments()}).take_over()
+        wait_for(lambda: (host.folder / "nginx.pid").exists() and host.master() == former, "its file to be back")
+        assert host.answer() == "one"
+
+
+def test_without_nginx_nothing_takes_over(host: Host) -> None:
+    with pytest.raises(NginxError, match="nginx does not run"):
+        Configuration({"ports": [], **host.arguments()}).take_over()

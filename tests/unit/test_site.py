@@ -222,3 +222,29 @@ def test_every_problem_has_its_answer(site: Callable[..., Site]) -> None:
     assert ("502", "503") in pages
     assert text.count("default_type application/problem+json;") == len(bodies)
     assert all("'" not in body and body.count("$") == 1 for body in bodies.values())
+
+
+# ---- nginx's unit
+
+
+def test_a_stop_gives_requests_their_time(fleet: Fleet) -> None:
+    """The workers end first, then the program that stops them, then systemd's patience."""
+    text = fleet.roles.render("nginx", "etc/systemd/system/nginx.service.d/fleet.conf.j2", nginx_shutdown_seconds=125)
+    stops = [line for line in text.splitlines() if line.startswith("ExecStop=")]
+    assert stops[0] == "ExecStop=", "Debian's own gives them five seconds"
+    assert len(stops) == 2
+    assert "--retry QUIT/130 " in stops[1]
+    assert "TimeoutStopSec=135" in text.splitlines()
+
+
+def test_what_takes_a_stop_and_a_start_stands_in_a_file_of_its_own(fleet: Fleet) -> None:
+    """For everything else a new nginx takes over from the running one, where it can."""
+    unit = fleet.roles.evaluate("nginx", "{{ __nginx_unit }}", __emperor_manager="systemd")
+    folder = "/etc/systemd/system/nginx.service.d"
+    assert unit["files"] == [f"{folder}/fleet.conf", f"{folder}/fleet-sandbox.conf"]
+    assert unit["in_place"] == [f"{folder}/fleet.conf"]
+    assert "in_place" not in fleet.roles.evaluate("nginx", "{{ __nginx_unit }}", __emperor_manager="supervisor")
+    sandbox = fleet.roles.render("nginx", "etc/systemd/system/nginx.service.d/fleet-sandbox.conf.j2")
+    assert "ProtectSystem=full" in sandbox
+    rest = fleet.roles.render("nginx", "etc/systemd/system/nginx.service.d/fleet.conf.j2")
+    assert not [line for line in rest.splitlines() if line.startswith(("Protect", "Private", "Restrict", "Limit"))]

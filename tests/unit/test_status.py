@@ -127,6 +127,21 @@ def test_what_a_host_says_of_itself(tmp_path: Path) -> None:
     assert ([device["drained"] for device in status["devices"]], status["deployed"]) == ([None, None], None)
 
 
+def test_hosts_with_different_releases() -> None:
+    """Each is well; that they differ only the whole tells."""
+    hosts = {
+        name: answered(DEVICE, deployed={**DEPLOYED, "id": release}) for name, release in (("a", "r1"), ("b", "r2"))
+    }
+    found = report.status_report({**hosts, "c": answered(DEVICE, deployed=None)}, ["a", "b", "c"])
+    assert found["lines"][4:7] == [
+        "",
+        "The hosts have 2 releases: r1 on a; r2 on b.",
+        f"  mend: {report.MEND_MIXTURE}",
+    ]
+    assert (found["exit"], found["data"]["releases"]) == (0, {"r1": ["a"], "r2": ["b"]})
+    assert report.status_report(hosts, ["a"])["lines"][2:] == []
+
+
 # ---- releases
 
 

@@ -17,6 +17,7 @@ import processes
 import pytest
 import release_switch
 from deployments import Deployments
+from nginx_configuration import Configuration
 from release_switch import RECORDED, Outage, Switch, SwitchError
 from stack import CPU, GROUP, Fleet, Json
 from units import Manager
@@ -71,9 +72,10 @@ class Units(Manager):
 class Client(threading.Thread):
     """Asks without a pause, and keeps every answer."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, path: str = "/tell") -> None:
         super().__init__(daemon=True)
         self.port = port
+        self.path = path
         self.end = threading.Event()
         self.answers: list[tuple[int, str, str]] = []
 
@@ -85,7 +87,7 @@ class Client(threading.Thread):
         """Status, release and device of one answer."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
         try:
-            connection.request("POST", "/tell", b"hello", {"Content-Type": "text/plain"})
+            connection.request("POST", self.path, b"hello", {"Content-Type": "text/plain"})
             response = connection.getresponse()
             body = json.loads(response.read())
             return response.status, str(body.get("release")), str(body.get("device"))
@@ -332,15 +334,66 @@ def test_a_restart_of_nginx_or_of_the_last_emperor_has_to_be_allowed(host: Host)
     assert host.units.told == ["restart nginx"]
 
 
+def test_an_nginx_that_was_upgraded_restarts_with_the_requests_elsewhere(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(release_switch, "program_changed", lambda pid: ["/usr/sbin/nginx"] if pid else [])
+    plan = host.switch(host.wanted("r1")).plan()
+    assert plan["stops"] == ["restart nginx, since /usr/sbin/nginx changed"]
+    with pytest.raises(Outage, match="nginx must restart, since /usr/sbin/nginx changed"):
+        host.go(host.wanted("r1"))
+    host.go(host.wanted("r1"), may_stop=True)
+    assert host.units.told == ["restart nginx"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "step"),
+    [
+        (["fleet.conf"], "replace nginx, since fleet.conf changed"),
+        (["/usr/sbin/nginx"], "replace nginx, since /usr/sbin/nginx changed"),
+        (["fleet.conf", "sandbox.conf"], "restart nginx, since fleet.conf, sandbox.conf changed"),
+    ],
+)
+def test_where_the_role_says_so_nginx_is_replaced_and_not_stopped(
+    host: Host, changed: list[str], step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on an edge, which has no devices, and whose requests would have to go through another one."""
+    monkeypatch.setattr(Configuration, "take_over", lambda self: 4711)
+    monkeypatch.setattr(host.units, "pid", lambda name: 4711)
+    host.units.older = {"nginx": changed}
+    wanted = host.wanted("r1")
+    wanted["nginx_unit"] = {"name": "nginx", "files": ["fleet.conf", "sandbox.conf"], "in_place": ["fleet.conf"]}
+    none: list[Json] = []
+    for devices in (wanted["devices"], none):
+        plan = host.switch({**wanted, "devices": devices}).plan()
+        assert step in plan["steps"]
+        assert plan["stops"] == ([step] if step.startswith("restart") else [])
+    if step.startswith("restart"):
+        with pytest.raises(Outage):
+            host.go(wanted)
+        host.go(wanted, may_stop=True)
+        assert host.units.told == ["restart nginx"]
+    else:
+        assert "replaced nginx" in host.go(wanted).did
+        assert host.units.told == []
+
+
+def test_an_nginx_that_was_there_before_is_restarted_and_not_replaced(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It runs without what the unit's files say, and has none of our requests."""
+    host.units.older = {"nginx": ["fleet.conf"]}
+    unit = {"name": "nginx", "files": ["fleet.conf"], "in_place": ["fleet.conf"]}
+    switch = host.switch({**host.wanted("r1"), "nginx_unit": unit})
+    switch.was_ours = False
+    switch.serve()
+    assert host.units.told == ["restart nginx"]
+
+
 def test_a_drained_device_stays_out_over_a_switch(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    places = {
-        name: path
-        for name, path in host.places().items()
-        if not name.startswith(("run_", "log_", "deploy", "measured"))
-    }
-    drain = {"device": "one", "run": RUN, "wait_seconds": 20, **places}
     drain_module = ansible_modules.load("modules", "device_drain")
     monkeypatch.setattr(drain_module, "note", lambda *arguments, **fields: "")
+    drain = {"device": "one", "run": RUN, **host.places()}
     with host.load():
         done = ansible_modules.call(drain_module, {**drain, "state": "drained", "why": "a new fan"})
         assert done["changed"], done
@@ -358,6 +411,75 @@ def test_a_drained_device_stays_out_over_a_switch(host: Host, monkeypatch: pytes
     with host.load():
         assert ansible_modules.call(drain_module, {**drain, "state": "undrained"})["changed"]
     assert not [line for line in host.upstream() if "down" in line]
+    assert Drained(Path(host.places()["drained_file"])).read() == {}
+
+
+def busy(host: Host) -> list[str]:
+    """Devices whose worker is busy."""
+    vassals = host.wanted("r1")["vassals"]
+    return [one["device"] for one in vassals if "busy" in [w["status"] for w in host.fleet.stats(one)["workers"]]]
+
+
+def test_a_device_with_a_request_that_takes_too_long_is_out_all_the_same(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How long it is waited for stands in the record of the deployment."""
+    wanted = host.wanted("r1")
+    host.go({**wanted, "nginx": {**wanted["nginx"], "wait_seconds": 1}})
+    drain_module = ansible_modules.load("modules", "device_drain")
+    noted: list[str] = []
+    monkeypatch.setattr(drain_module, "note", lambda run, event, **fields: noted.append(event))
+    drain = {"device": "one", "run": RUN, "state": "drained", **host.places()}
+    # One for each device.
+    slow = [Client(host.port, "/tell?seconds=6") for _ in range(2)]
+    asked = [threading.Thread(target=lambda client=one: client.answers.append(client.ask())) for one in slow]
+    for one in asked:
+        one.start()
+    processes.wait_for(lambda: len(busy(host)) == 2, "both requests to be on their way")
+    late = ansible_modules.call(drain_module, drain)
+    assert late["failed"]
+    assert "one is out, but requests are on their way to it still: nginx workers" in late["msg"]
+    assert "after 1 s" in late["msg"]
+    assert list(Drained(Path(host.places()["drained_file"])).read()) == ["one"]
+    assert noted == ["drained"]
+    assert {Client(host.port).ask()[2] for _ in range(10)} == {"two"}
+    for one in asked:
+        one.join()
+    assert sorted(client.answers[0][::2] for client in slow) == [(200, "one"), (200, "two")]
+    again = ansible_modules.call(drain_module, drain)
+    assert not again["failed"], again
+    assert noted == ["drained"]
+
+
+def test_a_drain_that_nginx_does_not_take_is_not_noted(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    drain_module = ansible_modules.load("modules", "device_drain")
+    monkeypatch.setattr(drain_module, "note", lambda *arguments, **fields: "")
+    working = host.wrapper.read_text()
+    host.wrapper.write_text(working.replace("-s reload ;;", "-s no-such-signal ;;"))
+    refused = ansible_modules.call(drain_module, {"device": "one", "run": RUN, "state": "drained", **host.places()})
+    assert "nginx -s reload failed" in refused["msg"]
+    assert Drained(Path(host.places()["drained_file"])).read() == {}
+    assert not [line for line in host.upstream() if "down" in line]
+
+
+def test_a_device_that_does_not_serve_stays_out(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    drain_module = ansible_modules.load("modules", "device_drain")
+    monkeypatch.setattr(drain_module, "note", lambda *arguments, **fields: "")
+    device = {"device": "one", "run": RUN, **host.places()}
+    assert ansible_modules.call(drain_module, {**device, "state": "drained"})["changed"]
+    (ini,) = (host.fleet.devices_dir / "one" / "vassals").glob("*.ini")
+    # As one whose model takes long to load.
+    ini.write_text(ini.read_text().replace("workers = 1\n", "workers = 1\nexec-pre-app = sleep 8\n"))
+    processes.wait_for(lambda: not host.fleet.accepting(host.wanted("r1")["vassals"][0]), "the vassal to load")
+    with host.load():
+        refused = ansible_modules.call(drain_module, {**device, "state": "undrained"})
+    assert refused["failed"]
+    assert "one stays out: vassal one/tell--r1" in refused["msg"]
+    assert "0 of 1 workers accept requests" in refused["msg"] or "stats" in refused["msg"], refused["msg"]
+    assert list(Drained(Path(host.places()["drained_file"])).read()) == ["one"]
+    processes.wait_for(lambda: host.fleet.accepting(host.wanted("r1")["vassals"][0]), "the vassal to serve")
+    with host.load():
+        assert ansible_modules.call(drain_module, {**device, "state": "undrained"})["changed"]
     assert Drained(Path(host.places()["drained_file"])).read() == {}
 
 

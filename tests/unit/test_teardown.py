@@ -141,6 +141,7 @@ def test_units_of_ours_go_and_others_stay(machine: Machine) -> None:
 
 def test_a_drop_in_of_an_administrator_stays(machine: Machine) -> None:
     machine.write("units/nginx.service.d/fleet.conf")
+    machine.write("units/nginx.service.d/fleet-sandbox.conf")
     machine.write("units/nginx.service.d/own.conf")
     machine.tear_down()
     assert machine.files() == ["units/nginx.service.d/own.conf"]

@@ -83,3 +83,12 @@ def test_without_supervisor_nothing_runs(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(shutil, "which", lambda name: None)
     supervisor = units.Supervisor()
     assert (supervisor.pid("nginx"), supervisor.is_right("nginx"), supervisor.state("nginx")) == (0, False, "ABSENT")
+
+
+def test_the_manager_has_to_see_who_took_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    pids = ["7", "7", "9"]
+    monkeypatch.setattr(units.Systemd, "ask", lambda self, *words: (0, pids.pop(0) if len(pids) > 1 else pids[0]))
+    units.Systemd().follow("nginx", 9)
+    monkeypatch.setattr(units, "START_SECONDS", 0.3)
+    with pytest.raises(units.UnitError, match="process 11 has taken over, and the service manager watches 9"):
+        units.Systemd().follow("nginx", 11)

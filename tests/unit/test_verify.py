@@ -141,6 +141,7 @@ def test_a_host_that_serves_is_green(host: Host) -> None:
     assert {name: one["detail"] for name, one in verdicts(host).items()} == {
         "emperor of one": "running",
         "nginx": "running",
+        "program of nginx": "the installed one",
         "open ports": f"nginx listens on {host.port} only",
         "closed ports": f"{USER} listens on nothing beyond loopback",
         "echo on one: vassal": host.vassals[0]["name"],
@@ -171,6 +172,12 @@ def test_a_unit_that_does_not_run(host: Host, manager: str, command: str, said: 
         "emperor of one": detail.format("uwsgi-emperor@one"),
         "nginx": detail.format("nginx"),
     }
+
+
+def test_an_nginx_that_was_upgraded_and_runs_on(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    master = int((host.fleet.folder / "nginx.pid").read_text())
+    monkeypatch.setattr(service_checks, "program_changed", lambda pid: ["/usr/sbin/nginx"] if pid == master else [])
+    assert red(host) == {"program of nginx": "nginx runs with /usr/sbin/nginx of before its upgrade"}
 
 
 def test_a_port_that_is_closed(host: Host) -> None:
@@ -376,3 +383,32 @@ def test_the_report_and_its_exit_code() -> None:
         assert found["lines"][-1] == "3 of 4 checks passed, 1 of 3 hosts could not be checked"
     assert report.verify_failures([good, bad]) == "echo: no answer\n  mend: ./fleet deploy"
     assert report.verify_failures([good]) == ""
+
+
+def released(**hosts: str) -> Json:
+    good = {"name": "echo", "ok": True, "detail": "fine", "mend": ""}
+    return {name: {"__verify": {"checks": [good]}, "fleet_release": {"id": release}} for name, release in hosts.items()}
+
+
+def test_a_fleet_of_several_releases_is_red_although_each_host_is_well() -> None:
+    """As a run leaves it that was killed between two batches."""
+    hosts = released(a="r1", b="r2", c="r1")
+    found = report.verify_report(hosts, list(hosts))
+    assert found["exit"] == 1
+    assert found["failures"] == ["fleet: one release: the hosts have 2 releases: r1 on a, c; r2 on b"]
+    assert found["lines"][-3:-1] == [
+        f"FAILED  {found['failures'][0].replace(': ', '  ', 1)}",
+        f"        mend: {report.MEND_MIXTURE}",
+    ]
+    assert found["lines"][-1] == "3 of 4 checks passed"
+    assert [one["ok"] for one in found["data"]["fleet"]] == [False]
+    asked = report.verify_report(hosts, list(hosts), keep_mixed=True)
+    assert (asked["exit"], asked["lines"][-1]) == (0, "4 of 4 checks passed")
+    assert "2 releases, as asked: r1 on a, c; r2 on b" in asked["lines"][-2]
+
+
+def test_a_fleet_of_one_release_is_said_to_be() -> None:
+    hosts = {**released(a="r1", b="r1"), "edge1": {"__verify": {"checks": []}, "fleet_release": {"id": ""}}}
+    found = report.verify_report(hosts, list(hosts))
+    assert (found["exit"], found["lines"][-2]) == (0, "ok      fleet  one release: r1 on all 2 hosts")
+    assert report.verify_report(hosts, ["a"])["data"]["fleet"] == [], "one host is no mixture"

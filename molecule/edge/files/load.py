@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Constant load with a check of every answer: `load.py URL STOP_FILE REPORT [THREADS [PAUSE_SECONDS]]`.
+"""Constant load with a check of every answer: `load.py URL STOP_FILE REPORT [CONNECT_SECONDS]`.
 
 Runs until STOP_FILE is there, then writes to REPORT how many requests there were, what failed, which edges answered,
 and the longest time without a good answer.
@@ -14,15 +14,17 @@ from collections import Counter
 from pathlib import Path
 from urllib.parse import urlsplit
 
+THREADS = 4
+PAUSE_SECONDS = 0.01
+
 
 class Load:
     """What all threads count together."""
 
-    def __init__(self, url: str, stop: Path, pause: float) -> None:
+    def __init__(self, url: str, stop: Path, connect: float) -> None:
         self.url = urlsplit(url)
         self.stop = stop
-        self.pause = pause
-        self.connect = 0.3
+        self.connect = connect
         self.lock = threading.Lock()
         self.requests = 0
         self.failed: list[str] = []
@@ -65,14 +67,13 @@ class Load:
                 else:
                     self.gap = max(self.gap, now - self.good_at)
                     self.good_at = now
-            time.sleep(self.pause)
+            time.sleep(PAUSE_SECONDS)
 
 
 def main() -> None:
     url, stop, report, *more = sys.argv[1:]
-    threads, pause = int(more[0]) if more else 4, float(more[1]) if len(more) > 1 else 0.01
-    load = Load(url, Path(stop), pause)
-    workers = [threading.Thread(target=load.work, args=(number,)) for number in range(threads)]
+    load = Load(url, Path(stop), float(more[0]) if more else 0.3)
+    workers = [threading.Thread(target=load.work, args=(number,)) for number in range(THREADS)]
     for worker in workers:
         worker.start()
     for worker in workers:

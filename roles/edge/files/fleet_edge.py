@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import re
-import socket
+import signal
 import subprocess
 import sys
 import time
@@ -26,11 +26,11 @@ from typing import Any, NoReturn
 
 # Beside this file: on an edge in /usr/local/lib/fleet, as one file with what the modules of the hosts use.
 import audit
+import shared_address
 
 SETTINGS = Path("/etc/fleet/edge.json")
 #: No service has its ports there, and nothing is asked of a server that is marked down.
 NOWHERE = "127.0.0.1:9"
-START_SECONDS = 10.0
 POLL_SECONDS = 0.05
 NAME = re.compile(r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,252}[A-Za-z0-9])?$")
 ADDRESS = re.compile(r"^[A-Za-z0-9]([A-Za-z0-9.-]{0,252}[A-Za-z0-9])?$|^[0-9a-fA-F:.]*:[0-9a-fA-F:.]*$")
@@ -72,22 +72,33 @@ class Settings:
     services: dict[str, int] = field(default_factory=dict)
     balance: str = "least_conn"
     wait_seconds: float = 120.0
+    #: Longest time in which nginx reads its files and starts workers.
+    start_seconds: float = 10.0
     back_seconds: float = 90.0
     listen: str = "127.0.0.1"
     state_dir: str = "/var/lib/fleet/edge"
     probes_file: str = "/run/fleet-edge/probes.json"
     pid_file: str = "/run/nginx.pid"
     error_log: str = "/var/log/nginx/error.log"
+    #: The address that the edges share, without the length of its network; empty for none.
+    address: str = ""
+    #: Where the other edges are found.
+    peers: tuple[str, ...] = ()
     audit_log: str = "/var/log/fleet/audit.log"
     nginx: tuple[str, ...] = ("nginx",)
+
+    def port(self) -> int:
+        """One on which the nginx of every edge answers."""
+        return min(self.services.values(), default=80)
 
     @classmethod
     def read(cls, path: Path) -> Settings:
         """Those of a file; names that are not known are for the prober."""
         found = read_json(path)
         known = {name: value for name, value in found.items() if name in cls.__dataclass_fields__}
-        if "nginx" in known:
-            known["nginx"] = tuple(known["nginx"])
+        for name in ("nginx", "peers"):
+            if name in known:
+                known[name] = tuple(known[name])
         return cls(**known)
 
 
@@ -178,7 +189,7 @@ class Members:
 
     def alone(self, name: str) -> list[str]:
         """Services whose requests would have nowhere to go without this host."""
-        return [one for one in sorted(self.members[name]["services"]) if self.standing(one) == [name]]
+        return [one for one in sorted(self.members[name]["services"]) if self.serving(one) == [name]]
 
     def status(self) -> dict[str, Any]:
         """Everything, for people and for the verbs."""
@@ -249,16 +260,26 @@ class Nginx:
 
     def master(self) -> int:
         """Process id of the running master, or 0."""
-        try:
-            pid = int(Path(self.settings.pid_file).read_text())
-            os.kill(pid, 0)
-        except (OSError, ValueError):
-            return 0
-        return pid
+        pid_file = Path(self.settings.pid_file)
+        end = time.monotonic() + self.settings.start_seconds
+        while True:
+            try:
+                pid = int(pid_file.read_text())
+                os.kill(pid, 0)
+            except (OSError, ValueError):
+                pid = 0
+            # 0 and below would be many processes.
+            if pid > 0:
+                return pid
+            # While a new nginx takes the place of the running one, there is only this file for a moment.
+            if not pid_file.with_name(f"{pid_file.name}.oldbin").exists() or time.monotonic() > end:
+                return 0
+            time.sleep(POLL_SECONDS)
 
-    def workers(self) -> dict[int, bool]:
+    def workers(self, master: int | None = None) -> dict[int, bool]:
         """Processes below the master, and whether each is on its way out."""
-        master, found = self.master(), {}
+        found: dict[int, bool] = {}
+        master = self.master() if master is None else master
         for entry in Path("/proc").iterdir() if master else ():
             if not entry.name.isdigit():
                 continue
@@ -268,6 +289,16 @@ class Nginx:
                     found[int(entry.name)] = b"shutting down" in (entry / "cmdline").read_bytes()
         return found
 
+    def signal(self) -> int:
+        """Have nginx read its files again; gives its process id, or 0 when none runs: it reads them at its start."""
+        # Asked once: without a master between two questions, the signal would go to this program and all beside it.
+        if master := self.master():
+            with contextlib.suppress(ProcessLookupError):
+                # As `nginx -s reload` does, without reading the whole configuration once more.
+                os.kill(master, signal.SIGHUP)
+                return master
+        return 0
+
     def reload(self) -> None:
         """Have nginx read its files again, and wait until it works with them.
 
@@ -275,10 +306,9 @@ class Nginx:
             EdgeError: it stays with what it had.
         """
         former = self.workers()
-        # As `nginx -s reload` does, without reading the whole configuration once more.
-        os.kill(self.master(), 1)
-        end = time.monotonic() + START_SECONDS
-        while not self.workers().keys() - former.keys():
+        master = self.signal()
+        end = time.monotonic() + self.settings.start_seconds
+        while master and not self.workers(master).keys() - former.keys():
             if time.monotonic() > end:
                 log = Path(self.settings.error_log)
                 tail = log.read_text(errors="replace").splitlines()[-5:] if log.is_file() else []
@@ -318,6 +348,8 @@ class Edge:
         self.members_file = self.dir / "members.json"
         self.upstreams_file = self.dir / "upstreams.conf"
         self.applied_file = self.dir / "applied.json"
+        #: While it says so, this edge wants no shared address.
+        self.aside_file = self.dir / "aside"
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -379,6 +411,10 @@ class Edge:
                 self.put_back(former)
                 if known:
                     write(self.members_file, known)
+                # It may be slow and no more, and would still take what was put away: a name that is looked up for long.
+                self.nginx.signal()
+                # What it works with in the end only a reload that it has answered tells.
+                write(self.applied_file, json.dumps({**applied, "loaded": ""}) + "\n")
                 raise
         # By it the prober sees whether its verdicts have been heeded.
         new = {"loaded": digest(text), "healthy": {name: members.healthy(name) for name in members.members}}
@@ -554,18 +590,55 @@ def apply(edge: Edge, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def alive(edge: Edge, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Fail when the nginx of this edge does not answer; keepalived asks it."""
-    port = min(edge.settings.services.values(), default=80)
-    # By hand: http.client takes longer to import than all the rest, and this runs every second.
-    try:
-        with socket.create_connection((edge.settings.listen, port), timeout=5) as link:
-            link.sendall(b"GET /.fleet/alive HTTP/1.0\r\nHost: edge\r\n\r\n")
-            answer = link.recv(64)
-    except OSError as error:
-        raise EdgeError(f"nginx does not answer on {edge.settings.listen}:{port}: {error}") from error
-    if not re.match(rb"HTTP/1\.[01] 200 ", answer):
-        raise EdgeError(f"nginx answers {answer[:20]!r} on {edge.settings.listen}:{port}.")
+    """Fail when the nginx of this edge does not answer, or it has stepped aside; keepalived asks it."""
+    left = shared_address.aside_until(edge.aside_file) - time.time()
+    if left > 0:
+        raise EdgeError(f"this edge has stepped aside, for at most {left:.0f} s more. End that: fleet-edge back")
+    ask_alive(edge)
     return {"changed": False}
+
+
+def ask_alive(edge: Edge) -> None:
+    """Ask the nginx of this edge.
+
+    Raises:
+        EdgeError: it does not answer.
+    """
+    try:
+        shared_address.ask(edge.settings.listen, edge.settings.port(), 5)
+    except OSError as error:
+        raise EdgeError(f"nginx does not answer on {edge.settings.listen}:{edge.settings.port()}: {error}") from error
+
+
+def aside(edge: Edge, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Have another edge take the shared address, so that nginx can be stopped here; `back` ends it."""
+    settings = edge.settings
+    # Stop and start together, and some more; a run that was killed must not keep an edge out for ever.
+    seconds = 2 * settings.wait_seconds + 60
+    try:
+        had = shared_address.step_aside(settings.address, settings.port(), settings.peers, edge.aside_file, seconds)
+    except shared_address.NotMoved as error:
+        if arguments.allow_outage:
+            say(str(error))
+            return {"changed": False, "had": False}
+        raise EdgeError(str(error)) from error
+    note(edge, arguments.run, "stepped_aside", address=settings.address, had=had)
+    return {"changed": True, "had": had}
+
+
+def back(edge: Edge, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Be there for the shared address again, once nginx answers."""
+    was = edge.aside_file.exists()
+    edge.aside_file.unlink(missing_ok=True)
+    if was:
+        shared_address.wait(
+            lambda: shared_address.answers(edge.settings.listen, edge.settings.port()), edge.settings.start_seconds
+        )
+        ask_alive(edge)
+        # Only then may the next edge step aside.
+        time.sleep(shared_address.NOTICED_SECONDS)
+        note(edge, arguments.run, "came_back", address=edge.settings.address)
+    return {"changed": was}
 
 
 def waiting(edge: Edge, arguments: argparse.Namespace) -> float:
@@ -608,7 +681,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     verbs = parser.add_subparsers(dest="verb", required=True, parser_class=Parser)
     every: dict[str, Any] = {
         "join": join, "leave": leave, "retain": retain, "drain": drain, "undrain": undrain,
-        "status": status, "apply": apply, "alive": alive,
+        "status": status, "apply": apply, "alive": alive, "aside": aside, "back": back,
     }  # fmt: skip
     for name, function in every.items():
         verb = verbs.add_parser(name, help=function.__doc__.splitlines()[0], description=function.__doc__)
@@ -627,6 +700,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
             verb.add_argument("--services", type=json_object, required=True, help='as JSON: {"ocr": 8100}')
         if name == "drain":
             verb.add_argument("--why", default="")
+        if name in {"drain", "aside"}:
             verb.add_argument("--allow-outage", action="store_true", help="also when requests have nowhere else to go")
     return parser.parse_args(arguments)
 
