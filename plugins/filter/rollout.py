@@ -144,7 +144,8 @@ def rollout_report(
     """
     order = [host for batch in batches for host in batch]
     lines = ["The rollout stopped."]
-    drains = next((facts["results"] for host in reached if (facts := hostvars[host].get("__edge_lost"))), [])
+    answers = [hostvars[host].get("__edge_lost") or {} for host in reached]
+    drains: list[Mapping[str, Any]] = next((one["results"] for one in answers if "results" in one), [])
     for host in sorted(everyone, key=order.index):
         facts = hostvars[host]
         plan = facts.get("__rollout_plan") or {}

@@ -105,7 +105,7 @@ class Rollout:
         hosts = {
             name: {"__rollout_plan": {**plan, **script.get(name, {}).get("plan", {})}} for name in ("h1", "h2", "h3")
         }
-        inventory = {"inference": {"hosts": hosts}}
+        inventory: Json = {"inference": {"hosts": hosts}}
         if edges:
             inventory["edge"] = {"hosts": {"e1": {}}}
         common = {
