@@ -60,7 +60,7 @@ if [ "$verb $host" = "$(cat {folder}/refused)" ]; then
   echo '{{"changed": false}}'
   exit 3
 fi
-echo '{{"changed": true, "held": []}}'
+cat {folder}/answer
 """
 ROLES = {
     "release/tasks/prune.yml": [],
@@ -87,6 +87,9 @@ class Rollout:
             self.write(f"roles/{path}", yaml.safe_dump(tasks))
         self.members: Json = {}
         self.refused = ""
+        #: What the edge kept before the rollout, and keeps after it.
+        self.held: list[str] = []
+        self.held_later: list[str] = []
 
     def write(self, name: str, text: str) -> Path:
         path = self.folder / name
@@ -99,6 +102,7 @@ class Rollout:
         self.write("script.json", json.dumps(script))
         self.write("members.json", json.dumps(self.members))
         self.write("refused", self.refused)
+        self.write("answer", json.dumps({"changed": True, "held": self.held_later}))
         (self.folder / "log").write_text("")
         (self.folder / "why").write_text("")
         plan = {"steps": ["switch"], "stops": [], "former": "1", "serving": {"release": {"id": "new"}, "vassals": []}}
@@ -107,7 +111,7 @@ class Rollout:
         }
         inventory: Json = {"inference": {"hosts": hosts}}
         if edges:
-            inventory["edge"] = {"hosts": {"e1": {}}}
+            inventory["edge"] = {"hosts": {"e1": {"__edge_retained": {"stdout": json.dumps({"held": self.held})}}}}
         common = {
             "ansible_connection": "local",
             "ansible_python_interpreter": sys.executable,
@@ -273,3 +277,21 @@ def test_a_host_that_never_served_leaves_the_edges(rollout: Rollout) -> None:
     # It failed its checks before the edges heard of it.
     assert "edge join h2" not in log
     assert "- h2 had nothing to go back to" in text
+
+
+def test_hosts_that_were_replaced_leave_when_all_have_joined(rollout: Rollout) -> None:
+    rollout.held = ["h0"]
+    status, text = rollout.play({})
+    assert not status, text
+    log = rollout.log()
+    assert log.index("edge retain --run") > max(log.index(f"edge join h{number}") for number in (1, 2, 3))
+
+    rollout.held_later = ["h0"]
+    status, text = rollout.play({})
+    assert status
+    assert "h0: not in the inventory any more, but nothing else serves what they serve" in " ".join(text.split())
+    assert "unlocked" in text
+
+    _, text = rollout.play({"h2": {"fails": "switch"}})
+    assert "edge retain --run" not in rollout.log(), "those that should replace it went back"
+    assert "- h0 is not in the inventory any more; it goes on serving until others have taken its place" in text
