@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
@@ -54,8 +55,83 @@ def rollout_batches(
     return batches
 
 
+def rollout_way_back(hostvars: Mapping[str, Any], reached: Collection[str]) -> list[list[str]]:
+    """Hosts that go back to their former deployment, in batches.
+
+    Those that failed come first, since they bring back what the others have to rely on; a host that something has to stop
+    on is alone, as on the way forth.
+
+    Args:
+        hostvars: facts of all hosts.
+        reached: those that can be reached still, in their order.
+    """
+    going = [host for host in reached if _fact(hostvars, host, "goes_back") and not _fact(hostvars, host, "stuck")]
+    order = sorted(going, key=lambda host: not _fact(hostvars, host, "failed"))
+    alone = [host for host in order if (_fact(hostvars, host, "back") or {}).get("stops")]
+    return rollout_batches(order, ["100%"], alone)
+
+
+def _fact(hostvars: Mapping[str, Any], host: str, name: str) -> Any:
+    """What this role has noted of a host; None when it has not."""
+    return hostvars[host].get(f"__rollout_{name}")
+
+
+def rollout_held(hostvars: Mapping[str, Any], edges: Iterable[str]) -> dict[str, list[str]]:
+    """Hosts that edges have kept although the inventory has them no more, because nothing else served yet.
+
+    Args:
+        hostvars: facts of all hosts, those of edges with the answer to `retain` where they were set up in this run.
+        edges: names of the edges.
+    """
+    found = {}
+    for edge in edges:
+        answer = (hostvars[edge].get("__edge_retained") or {}).get("stdout")
+        if held := json.loads(answer).get("held") if answer else None:
+            found[edge] = held
+    return found
+
+
+def rollout_needed(results: Iterable[Mapping[str, Any]]) -> str:
+    """What is said when hosts have to go on serving that the inventory has no more; empty when there are none.
+
+    Args:
+        results: answers of edges to `retain`, after all hosts of the inventory have joined.
+    """
+    held = sorted({host for one in results if one.get("rc") == 0 for host in json.loads(one["stdout"]).get("held", [])})
+    if not held:
+        return ""
+    return (
+        f"{', '.join(held)}: not in the inventory any more, but nothing else serves what they serve, so the edges go on "
+        "sending them requests. Look at the other hosts (./fleet status), undrain or mend one, and deploy again; "
+        "or lose these requests: -e allow_outage=true"
+    )
+
+
+def _lost(results: Iterable[Mapping[str, Any]], host: str) -> str:
+    """What has become of a lost host at the edges."""
+    asked = {one["__edge_one"][0]: one for one in results if one["__edge_one"][1] == host}
+    # 2: it has not joined that edge. 4: it is drained, and requests that it took were not waited for.
+    refused = [
+        f"{edge}: {' '.join(str(one.get('stderr') or one.get('msg', '')).split())}"
+        for edge, one in asked.items()
+        if one.get("unreachable") or one.get("rc") not in {0, 2, 4}
+    ]
+    if refused:
+        return (
+            f"\n  The edges may send it requests when it is back, with what was withdrawn ({'; '.join(refused)}). "
+            f"To keep it out: ./fleet drain {host}"
+        )
+    if any(one.get("rc") in {0, 4} for one in asked.values()):
+        return "\n  It is drained, lest it come back with what was withdrawn; the next deploy takes it in again"
+    return ""
+
+
 def rollout_report(
-    hostvars: Mapping[str, Any], everyone: Iterable[str], reached: Collection[str], batches: Iterable[Collection[str]]
+    hostvars: Mapping[str, Any],
+    everyone: Iterable[str],
+    reached: Collection[str],
+    batches: Iterable[Collection[str]],
+    held: Mapping[str, Collection[str]] | None = None,
 ) -> str:
     """Why a rollout stopped, and what each host has now.
 
@@ -64,16 +140,19 @@ def rollout_report(
         everyone: hosts of the rollout.
         reached: those that could be reached until the end.
         batches: the batches in their order.
+        held: hosts that left the inventory and that edges have kept, by edge.
     """
     order = [host for batch in batches for host in batch]
     lines = ["The rollout stopped."]
+    answers = [hostvars[host].get("__edge_lost") or {} for host in reached]
+    drains: list[Mapping[str, Any]] = next((one["results"] for one in answers if "results" in one), [])
     for host in sorted(everyone, key=order.index):
         facts = hostvars[host]
         plan = facts.get("__rollout_plan") or {}
         failed, stuck = facts.get("__rollout_failed") or "", facts.get("__rollout_stuck") or ""
         walked = facts.get("__rollout_walked") or {}
         if host not in reached:
-            state = "cannot be reached any more; what it serves is not known"
+            state = "cannot be reached any more; what it serves is not known" + _lost(drains, host)
         elif stuck:
             state = f"did not get back to its former deployment: {stuck}"
         elif walked and not walked.get("skipped"):
@@ -85,6 +164,10 @@ def rollout_report(
         else:
             state = "keeps the new release"
         lines.append(f"- {host} {state}" + (f"\n  It failed at: {failed}" if failed else ""))
+        if nowhere := facts.get("__rollout_nowhere"):
+            lines.append(f"  Nothing took its requests while it went back: {' '.join(nowhere.split())}")
+    for host in sorted({host for hosts in (held or {}).values() for host in hosts}):
+        lines.append(f"- {host} is not in the inventory any more; it goes on serving until others have taken its place")
     lines.append("When the reason is mended: ./fleet deploy")
     return "\n".join(lines)
 
@@ -123,5 +206,8 @@ class FilterModule:
         return {
             "rollback_choice": rollback_choice,
             "rollout_batches": rollout_batches,
+            "rollout_held": rollout_held,
+            "rollout_needed": rollout_needed,
             "rollout_report": rollout_report,
+            "rollout_way_back": rollout_way_back,
         }

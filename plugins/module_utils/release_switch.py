@@ -238,6 +238,10 @@ class Switch:
             steps.append("load another configuration of nginx")
         steps += [f"stop vassal {name}" for name in self.vassals.names(self.vassals.unwanted())]
         steps += [f"remove the device {name}" for name in self.gone()]
+        # All may be there but this, on a host that failed its checks after its first switch.
+        release = self.options["release"]
+        if release and not steps and self.deployments.current().get("id") != release["id"]:
+            steps.append("note the deployment")
         diff = [*map(self.files.difference, files), *differences]
         return {"changed": bool(steps), "steps": steps, "stops": stops, "diff": diff}
 

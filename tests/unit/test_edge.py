@@ -451,9 +451,36 @@ def test_a_host_that_joins_again_keeps_its_drain(edge: Edge) -> None:
 
 def test_hosts_that_are_gone_from_the_inventory_leave(edge: Edge) -> None:
     edge.join("a", "b", "c")
-    assert edge.do("retain", "b", "d") == {"changed": True, "left": ["a", "c"]}
-    assert edge.do("retain", "b", "d") == {"changed": False, "left": []}
+    assert edge.do("retain", "b", "d") == {"changed": True, "left": ["a", "c"], "held": []}
+    assert edge.do("retain", "b", "d") == {"changed": False, "left": [], "held": []}
     assert list(edge.servers()) == ["b"]
+
+
+def test_hosts_that_alone_serve_stay_until_others_have_joined(edge: Edge) -> None:
+    """All hosts of the inventory are others than before, or those that stay do not serve."""
+    edge.join("a", "b")
+    assert edge.do("retain", "c") == {"changed": False, "left": [], "held": ["a", "b"]}
+    edge.join("c")
+    edge.do("drain", "c")
+    edge.probe(a=True, b=False, c=True)
+    assert edge.do("retain", "c") == {"changed": True, "left": ["b"], "held": ["a"]}, "b gets nothing anyway"
+    edge.do("undrain", "c")
+    edge.probe(a=True, c=False)
+    assert edge.do("retain", "c")["held"] == ["a"], "the prober finds c unhealthy"
+    edge.probe(a=False, c=False)
+    assert edge.do("retain", "c") == {"changed": True, "left": ["a"], "held": []}, "it is no better than c"
+
+
+def test_the_last_host_leaves_with_its_service_or_when_an_outage_is_allowed(edge: Edge) -> None:
+    edge.join("a")
+    assert edge.do("retain", "b")["held"] == ["a"]
+    assert edge.do("retain", "b", "--allow-outage") == {"changed": True, "left": ["a"], "held": []}
+    edge.join("a")
+    edge.services = [{**CATS, "port": edge.port}]
+    edge.configure()
+    edge.do("apply")
+    edge.lay()
+    assert edge.do("retain", "b")["left"] == ["a"], "nobody wants what it serves"
 
 
 def test_an_upstream_stays_as_long_as_a_site_may_name_it(edge: Edge) -> None:

@@ -1,5 +1,6 @@
 """How hosts are put into batches, which deployment they go back to, and what is said when a rollout stops."""
 
+import json
 from typing import Any
 
 import ansible_modules
@@ -94,6 +95,83 @@ def test_the_report_says_what_each_host_has_now() -> None:
         "- h6 keeps the new release",
         "When the reason is mended: ./fleet deploy",
     ]
+
+
+def test_the_way_back_takes_hosts_that_must_stop_one_by_one_and_the_failed_ones_first() -> None:
+    back = {"__rollout_goes_back": True, "__rollout_failed": ""}
+    stops = {"stops": ["cpu0: too little memory"]}
+    hostvars = {
+        "h1": {**back, "__rollout_back": stops},
+        "h2": {**back, "__rollout_back": stops},
+        "h3": {**back, "__rollout_back": {"stops": []}},
+        "h4": {**back, "__rollout_back": stops, "__rollout_failed": "Switch the host: crash"},
+        "h5": {**back, "__rollout_back": {"stops": []}, "__rollout_failed": "Switch the host: crash"},
+        "h6": {"__rollout_goes_back": False},
+        "h7": {**back, "__rollout_stuck": "no such deployment"},
+        # Nothing to go back to; it is only taken out of the edges.
+        "h8": back,
+        "h9": {},
+    }
+    assert rollout.rollout_way_back(hostvars, list(hostvars)) == [["h5", "h3", "h8"], ["h4"], ["h1"], ["h2"]]
+    assert rollout.rollout_way_back(hostvars, ["h1", "h6"]) == [["h1"]]
+    assert rollout.rollout_way_back(hostvars, ["h6", "h9"]) == []
+
+
+def asked(edge: str, host: str, **answer: Any) -> dict[str, Any]:
+    """The answer of an edge that was told to drain a lost host."""
+    return {"__edge_one": [edge, host], **answer}
+
+
+@pytest.mark.parametrize(
+    ("answers", "said"),
+    [
+        pytest.param([asked("e1", "h1", rc=0), asked("e2", "h1", rc=4)], "  It is drained, lest it come", id="drained"),
+        pytest.param([asked("e1", "h1", rc=2)], "", id="never joined"),
+        pytest.param(
+            [asked("e1", "h1", rc=3, stderr="fleet-edge: without h1"), asked("e2", "h1", unreachable=True, msg="gone")],
+            "  The edges may send it requests when it is back, with what was withdrawn (e1: fleet-edge: without h1; "
+            "e2: gone). To keep it out: ./fleet drain h1",
+            id="refused",
+        ),
+        pytest.param([], "", id="without edges"),
+    ],
+)
+def test_the_report_says_whether_a_lost_host_may_come_back(answers: list[dict[str, Any]], said: str) -> None:
+    hostvars = {
+        "h1": {"__rollout_touched": True},
+        "h2": {"__rollout_touched": False, "__edge_lost": {"results": answers}},
+    }
+    lines = rollout.rollout_report(hostvars, ["h1", "h2"], ["h2"], [["h1"], ["h2"]]).splitlines()
+    assert lines[1] == "- h1 cannot be reached any more; what it serves is not known"
+    assert lines[2].startswith(said or "- h2 was not touched")
+
+
+def test_the_report_says_what_was_lost_on_the_way_back_and_who_goes_on_serving() -> None:
+    walked = {"serving": {"release": {"id": "r1"}}}
+    hostvars = {"h1": {"__rollout_walked": walked, "__rollout_nowhere": "h1 was not drained:\n e1: nowhere"}}
+    text = rollout.rollout_report(hostvars, ["h1"], ["h1"], [["h1"]], {"e1": ["h0"], "e2": ["h0"]})
+    assert text.splitlines() == [
+        "The rollout stopped.",
+        "- h1 went back to its former release r1",
+        "  Nothing took its requests while it went back: h1 was not drained: e1: nowhere",
+        "- h0 is not in the inventory any more; it goes on serving until others have taken its place",
+        "When the reason is mended: ./fleet deploy",
+    ]
+
+
+def test_hosts_that_edges_have_kept() -> None:
+    hostvars = {
+        "e1": {"__edge_retained": {"stdout": json.dumps({"changed": False, "left": [], "held": ["h0"]})}},
+        "e2": {"__edge_retained": {"stdout": json.dumps({"changed": True, "left": ["h0"], "held": []})}},
+        # Not in this run.
+        "e3": {},
+        # As in --check.
+        "e4": {"__edge_retained": {"skipped": True}},
+    }
+    assert rollout.rollout_held(hostvars, hostvars) == {"e1": ["h0"]}
+    answers = [{"rc": 0, "stdout": json.dumps({"held": held})} for held in (["h0", "h9"], [], ["h0"])]
+    assert rollout.rollout_needed(answers).startswith("h0, h9: not in the inventory any more, but nothing else serves")
+    assert rollout.rollout_needed([answers[1], {"unreachable": True}]) == ""
 
 
 MEMBER = {"address": "10.0.0.1", "weight": 2, "services": {"ocr": 8100}}

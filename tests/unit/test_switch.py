@@ -238,6 +238,15 @@ def test_a_release_is_switched_under_load_and_a_second_time_nothing_is_done(host
     assert again.did == []
 
 
+def test_a_host_that_failed_its_checks_the_first_time_gets_its_record_later(host: Host) -> None:
+    """All that a deploy brings is there, but for the note that it is in force."""
+    Path(host.places()["deployed_file"]).unlink()
+    assert host.switch(host.wanted("r1")).plan()["steps"] == ["note the deployment"]
+    host.go(host.wanted("r1"))
+    assert host.deployments().current()["id"] == "r1"
+    assert host.switch(host.wanted("r1")).plan()["steps"] == []
+
+
 def test_until_it_has_settled_the_former_release_helps_out_and_going_back_is_a_reload(host: Host) -> None:
     former = host.deployments().current()["record"]
     host.go(host.wanted("r2"), settle=False)

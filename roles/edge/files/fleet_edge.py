@@ -19,7 +19,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -190,6 +190,15 @@ class Members:
     def alone(self, name: str) -> list[str]:
         """Services whose requests would have nowhere to go without this host."""
         return [one for one in sorted(self.members[name]["services"]) if self.serving(one) == [name]]
+
+    def needed(self, leaving: Collection[str], services: Iterable[str]) -> list[str]:
+        """Those of some hosts that cannot leave: a service would have fewer hosts than one."""
+        rest = Members({name: one for name, one in self.members.items() if name not in leaving}, self.probes)
+        found: set[str] = set()
+        for one in services:
+            if (self.standing(one) and not rest.standing(one)) or (self.serving(one) and not rest.serving(one)):
+                found.update(name for name in self.serving(one) if name in leaving)
+        return sorted(found)
 
     def status(self) -> dict[str, Any]:
         """Everything, for people and for the verbs."""
@@ -515,10 +524,15 @@ def leave(edge: Edge, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def retain(edge: Edge, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Forget every host that is not named, and the upstreams that nothing needs any more."""
+    """Forget every host that is not named, and the upstreams that nothing needs any more.
+
+    Hosts without which requests would have nowhere to go are held: they leave when those that replace them have joined.
+    """
     with edge.locked():
         members = edge.members()
         gone = sorted(members.members.keys() - set(arguments.names))
+        held = [] if arguments.allow_outage else members.needed(gone, edge.settings.services)
+        gone = [name for name in gone if name not in held]
         for name in gone:
             del members.members[name]
         changed = edge.settle(members, prune=True)
@@ -526,7 +540,7 @@ def retain(edge: Edge, arguments: argparse.Namespace) -> dict[str, Any]:
             note(edge, arguments.run, "left", host=name)
     if gone:
         edge.nginx.wait_for_former(waiting(edge, arguments))
-    return {"changed": changed, "left": gone}
+    return {"changed": changed, "left": gone, "held": held}
 
 
 def drain(edge: Edge, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -700,7 +714,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
             verb.add_argument("--services", type=json_object, required=True, help='as JSON: {"ocr": 8100}')
         if name == "drain":
             verb.add_argument("--why", default="")
-        if name in {"drain", "aside"}:
+        if name in {"drain", "retain", "aside"}:
             verb.add_argument("--allow-outage", action="store_true", help="also when requests have nowhere else to go")
     return parser.parse_args(arguments)
 
