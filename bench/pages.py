@@ -64,11 +64,11 @@ def _jpeg(image: Image.Image, quality: int) -> bytes:
 
 
 def letter(draw: random.Random) -> bytes:
-    """A4 at 150 dots per inch with 36 lines: the heaviest page."""
+    """A4 at 150 dots per inch with 31 lines: the heaviest page."""
     image, pen = _sheet(1240, 1754)
     pen.text((120, 110), _sentence(draw, 3), fill="black", font=_font(46))
-    for row in range(35):
-        pen.text((120, 220 + 41 * row), _sentence(draw, draw.randint(5, 9)), fill="black", font=_font(26))
+    for row in range(30):
+        pen.text((120, 230 + 48 * row), _sentence(draw, draw.randint(5, 9)), fill="black", font=_font(28))
     return _png(image)
 
 

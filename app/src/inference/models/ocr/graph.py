@@ -1,8 +1,8 @@
-"""The network file format: one JSON file with the graph and one safetensors file with the weights.
+"""The network file format: one JSON file with the graph, one safetensors file with the weights, and the ONNX file.
 
-Both are plain data, so that loading a release never runs code from it, and neither ONNX nor protobuf
-is needed where the model runs. The JSON file carries the SHA-256 of the safetensors file: the two
-belong together, and a damaged copy is found at start instead of as wrong text.
+PyTorch computes what the first two say, onnxruntime takes the third; both hold the same numbers. All are
+plain data, so that loading a release never runs code from it. The JSON file carries the SHA-256 of the
+others: they belong together, and a damaged copy is found at start instead of as wrong text.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import safetensors.numpy
 
 from inference.errors import ArtifactError
 
-FORMAT = "inference-network/1"
+FORMAT = "inference-network/2"
 
 #: The networks of the pipeline: text detection, direction of a text line, text recognition.
 NETWORKS = ("det", "cls", "rec")
@@ -83,19 +83,29 @@ def paths(folder: Path, name: str) -> tuple[Path, Path]:
     return folder / f"{name}.json", folder / f"{name}.safetensors"
 
 
-def save(network: Network, folder: Path) -> tuple[Path, Path]:
-    """Write ``network`` into ``folder``, byte for byte the same for the same network."""
+def onnx_path(folder: Path, name: str) -> Path:
+    """Give the path of the ONNX file of network ``name`` in ``folder``."""
+    return folder / f"{name}.onnx"
+
+
+def save(network: Network, onnx: bytes, folder: Path) -> tuple[Path, Path, Path]:
+    """Write ``network``, and the ONNX file that it was read from, into ``folder``.
+
+    Byte for byte the same for the same network.
+    """
     graph_path, weights_path = paths(folder, network.name)
     weights = safetensors.numpy.save(network.weights)
     document = asdict(network)
     del document["weights"]
     document["format"] = FORMAT
     document["weights_sha256"] = hashlib.sha256(weights).hexdigest()
+    document["onnx_sha256"] = hashlib.sha256(onnx).hexdigest()
     folder.mkdir(parents=True, exist_ok=True)
+    onnx_path(folder, network.name).write_bytes(onnx)
     weights_path.write_bytes(weights)
     text = json.dumps(document, ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False)
     graph_path.write_text(text + "\n", encoding="utf-8", newline="\n")
-    return graph_path, weights_path
+    return graph_path, weights_path, onnx_path(folder, network.name)
 
 
 def load(folder: Path, name: str) -> Network:
@@ -105,28 +115,58 @@ def load(folder: Path, name: str) -> Network:
         ArtifactError: a file is missing, damaged, of another format, or the two do not belong together.
     """
     graph_path, weights_path = paths(folder, name)
-    text, weights_bytes = _read(graph_path), _read(weights_path)
+    document = _document(graph_path)
     try:
-        document = json.loads(text)
-        if document.pop("format") != FORMAT:
-            raise ValueError(f"the format is not {FORMAT!r}")
-        expected = document.pop("weights_sha256")
+        expected = document["weights_sha256"]
         network = Network(
-            name=document.pop("name"),
-            source=document.pop("source"),
-            opset=document.pop("opset"),
-            inputs=[Value(**value) for value in document.pop("inputs")],
-            outputs=[Value(**value) for value in document.pop("outputs")],
-            nodes=[Node(**node) for node in document.pop("nodes")],
-            metadata=document.pop("metadata"),
+            name=document["name"],
+            source=document["source"],
+            opset=document["opset"],
+            inputs=[Value(**value) for value in document["inputs"]],
+            outputs=[Value(**value) for value in document["outputs"]],
+            nodes=[Node(**node) for node in document["nodes"]],
+            metadata=document["metadata"],
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError) as error:
         raise ArtifactError(f"{graph_path} is not a network description: {error!r}") from error
-    found = hashlib.sha256(weights_bytes).hexdigest()
-    if found != expected:
-        raise ArtifactError(f"{weights_path} is damaged: its SHA-256 is {found}, {graph_path.name} says {expected}")
-    network.weights.update(safetensors.numpy.load(weights_bytes))
+    network.weights.update(safetensors.numpy.load(_checked(weights_path, expected, graph_path)))
     return network
+
+
+def load_onnx(folder: Path, name: str) -> tuple[bytes, dict[str, str]]:
+    """Read the ONNX file of network ``name`` from ``folder``.
+
+    Returns:
+        The file, and the metadata of the network.
+
+    Raises:
+        ArtifactError: as :func:`load`.
+    """
+    graph_path, _ = paths(folder, name)
+    document = _document(graph_path)
+    try:
+        expected, metadata = document["onnx_sha256"], dict[str, str](document["metadata"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(f"{graph_path} is not a network description: {error!r}") from error
+    return _checked(onnx_path(folder, name), expected, graph_path), metadata
+
+
+def _document(path: Path) -> dict[str, Any]:
+    try:
+        document: dict[str, Any] = json.loads(_read(path))
+        if document["format"] != FORMAT:
+            raise ValueError(f"the format is not {FORMAT!r}")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{path} is not a network description: {error!r}") from error
+    return document
+
+
+def _checked(path: Path, expected: str, graph_path: Path) -> bytes:
+    content = _read(path)
+    found = hashlib.sha256(content).hexdigest()
+    if found != expected:
+        raise ArtifactError(f"{path} is damaged: its SHA-256 is {found}, {graph_path.name} says {expected}")
+    return content
 
 
 def _read(path: Path) -> bytes:

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import cv2
-import torch
-
+from inference.errors import ConfigError
 from inference.images import Picture, decode_image
 from inference.model import Model, ModelContext, Sample
+from inference.models.reading import check_names
 
-from . import network
-from .graph import NETWORKS
-from .pipeline import Line, Pipeline, Session
+from .sizes import sizes
+
+if TYPE_CHECKING:
+    from .pipeline import Line
 
 #: A small page, and what its answer must contain; files, so that checks outside Python can send it too.
 _SAMPLE = Path(__file__).with_name("sample.png")
 _SAMPLE_ANSWER = Path(__file__).with_name("sample.json")
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,27 +38,50 @@ class Page:
 class OcrModel(Model[Picture, Page]):
     """PP-OCRv6: finds the lines of text in an image, and reads them.
 
-    Artifacts, made by :mod:`.convert`: ``ocr/{det,cls,rec}.{json,safetensors}``. No options.
+    Artifacts, made by :mod:`.convert`: ``ocr/{det,cls,rec}.{json,safetensors,onnx}``.
+
+    Option ``engine``: what computes the networks. ``auto``, the default, is onnxruntime on a CPU device and
+    torch on a GPU; ``torch`` and ``onnxruntime`` name one.
     """
 
     name: ClassVar[str] = "pp-ocrv6"
 
+    def prepare(self, context: ModelContext) -> None:
+        """Read the options.
+
+        Raises:
+            ConfigError: an option is unknown or has a bad value.
+        """
+        from .sessions import ENGINES
+
+        check_names(context.options, ["engine"])
+        self._engine = context.options.get("engine", "auto")
+        if self._engine not in ENGINES:
+            raise ConfigError(f"option engine={self._engine!r}: must be one of {', '.join(ENGINES)}")
+        self._max_pixels = context.max_pixels
+
     def setup(self, context: ModelContext) -> None:
         """Load the three networks on ``context.device``.
 
-        Sets the number of threads of PyTorch and OpenCV for the whole process.
+        Sets the number of threads of OpenCV, and of PyTorch where it computes, for the whole process.
 
         Raises:
             ArtifactError: a file is missing or damaged.
-            ValueError: there is an option; the model has none.
+            ConfigError: the engine is not installed, or cannot use the device.
         """
-        if context.options:
-            raise ValueError(f"The OCR model has no options, but {', '.join(map(repr, context.options))} is given.")
-        torch.set_num_threads(context.threads)
+        # Not at the top: web workers of mode batch import this module, and need none of it.
+        import cv2
+
+        from .pipeline import CPU_LIMITS, GPU_LIMITS, Pipeline
+        from .sessions import choose, open_sessions
+
+        folder = context.artifacts / "ocr"
+        engine = choose(self._engine, context.device, folder)
+        sessions, metadata = open_sessions(engine, context, folder)
         cv2.setNumThreads(context.threads)
-        device = torch.device(context.device)
-        self._max_pixels = context.max_pixels
-        self._pipeline = Pipeline({name: _session(context.artifacts / "ocr", name, device) for name in NETWORKS})
+        limits = CPU_LIMITS if context.device == "cpu" else GPU_LIMITS
+        self._pipeline = Pipeline(sessions, metadata["character"], limits)
+        _log.info("engine_chosen", extra={"facts": {"engine": engine, "option": self._engine}})
 
     def decode(self, body: bytes, content_type: str) -> Picture:
         """Decode an image; see :func:`inference.images.decode_image`. The bytes decide, not ``content_type``.
@@ -65,9 +91,17 @@ class OcrModel(Model[Picture, Page]):
         """
         return decode_image(body, max_pixels=self._max_pixels)
 
-    def predict(self, inputs: Sequence[Picture]) -> list[Page]:
-        """Read each picture, one after the other."""
-        return [Page(picture.shape[1], picture.shape[0], self._pipeline(picture)) for picture in inputs]
+    def cost(self, item: Picture) -> int:
+        """Give the pixels that the detection network sees of a picture."""
+        height, width = sizes(*item.shape[:2]).network
+        return height * width
+
+    def predict(self, inputs: Sequence[Picture]) -> list[Page | Exception]:
+        """Read all pictures, each stage for all of them at once; see :mod:`.pipeline`."""
+        return [
+            found if isinstance(found, Exception) else Page(picture.shape[1], picture.shape[0], found)
+            for picture, found in zip(inputs, self._pipeline(inputs), strict=True)
+        ]
 
     def encode(self, output: Page) -> dict[str, Any]:
         """Give ``width``, ``height``, ``text`` (the lines, joined by newlines) and ``lines``.
@@ -88,8 +122,3 @@ class OcrModel(Model[Picture, Page]):
         """Give a page of three lines."""
         expected = json.loads(_SAMPLE_ANSWER.read_text(encoding="utf-8"))
         return Sample(_SAMPLE.read_bytes(), "image/png", expected)
-
-
-def _session(folder: Path, name: str, device: torch.device) -> Session:
-    module, metadata = network.load(folder, name)
-    return Session(module, device, metadata)

@@ -1,159 +1,229 @@
-"""rapidocr's pipeline around our networks.
+"""Find and read the text of many pictures at once, one stage after the other.
 
-Everything that is not a network comes from the ``rapidocr`` library as it is: resizing, the boxes of the
-detection map (differentiable binarization, https://arxiv.org/abs/1911.08947), cropping, turning of lines
-that stand on their head, and the decoding of characters (CTC). The library normally opens an inference
-engine for each network by itself, from files it may download; here each gets a :class:`Session` instead.
+The stages and their parameters are those of the ``rapidocr`` library with its default settings: detection with
+the boxes of the detection map (differentiable binarization, https://arxiv.org/abs/1911.08947), cropping, turning
+of lines that stand on their head, recognition, and the decoding of characters (CTC). Boxes, crops and characters
+come from functions of the library. What differs is what is computed together: a stage takes the work of all
+pictures, whatever picture it belongs to.
+
+A result does not depend on what else is in the batch, other than by the rounding of float32: the networks see each
+picture and each line at a size that is its own. Both look at all of their input (the detection network takes means
+over it, the recognition network relates all columns), so padding to the size of a neighbour would change results.
 """
 
 from __future__ import annotations
 
 import logging
-import threading
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
-import rapidocr.ch_ppocr_cls.main
-import rapidocr.ch_ppocr_det.main
-import rapidocr.ch_ppocr_rec.main
-import torch
 from rapidocr import RapidOCR
-from rapidocr.utils.output import RapidOCROutput
-from torch import nn
-from torch.nn.utils.memory_format import convert_conv2d_weight_memory_format
+from rapidocr.ch_ppocr_det.main import TextDetector
+from rapidocr.ch_ppocr_det.utils import DBPostProcess
+from rapidocr.ch_ppocr_rec.utils import CTCLabelDecode
+from rapidocr.utils.process_img import get_rotate_crop_image
 
 from inference.images import Picture
+
+from . import lines
+from .sessions import Array, Session
+from .sizes import Size, Sizes, sizes
 
 #: One line of text: the text, its score in 0..1, its corners clockwise from the top left of the text as
 #: [[x, y], ...] in pixels of the picture.
 Line = tuple[str, float, list[list[float]]]
 
-# Pictures longer than this are strips, which :func:`_pad_strip` makes wider. rapidocr scales the *short* side
-# up (to 30 pixels, and for detection to 736), so that a picture of 1 x 2000 pixels would become one of
-# 15000 x 60000, and one of 20 x 20000 makes it fail. Wide pictures may be more extreme than high ones because
-# rapidocr pads those itself. Both limits keep detection under 11 million pixels.
-_MAX_WIDTH_PER_HEIGHT = 100
-_MAX_HEIGHT_PER_WIDTH = 20
-#: Long side of a strip by its short side after padding.
-_PADDED_RATIO = 8
-#: Longest side of a strip; rapidocr makes everything this small (``max_side_len``).
-_MAX_SIDE = 2000
+Item = TypeVar("Item")
 
-_construction = threading.Lock()
+#: Values of a channel as the networks want them, -1..1, for each byte; computed as the library does, so that the
+#: last bit is the same.
+_NORMAL_PICTURE: Array = ((np.arange(256, dtype=np.float32) * (1 / 255.0) - np.array(0.5)) / np.array(0.5)).astype(np.float32)
 
 
-class Session:
-    """What rapidocr takes for an inference engine: numbers in, numbers out.
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How many pixels of input one call of a network gets, unless a single input has more.
 
-    Args:
-        network: the module; it is moved to ``device``.
-        device: where to compute.
-        metadata: of the network; ``character`` is the alphabet, one character a line.
+    Attributes:
+        detection: pixels of pictures.
+        lines: pixels of lines of text, both for their direction and for recognition.
     """
 
-    def __init__(self, network: nn.Module, device: torch.device, metadata: Mapping[str, str]) -> None:
-        # On the CPU, depth-wise convolutions are faster with the channels last: detection of 736 x 736 pixels
-        # takes 90 ms instead of 135 ms on two cores.
-        self._layout = torch.channels_last if device.type == "cpu" else torch.contiguous_format
-        self._network = convert_conv2d_weight_memory_format(network.to(device), self._layout)
-        self._device = device
-        self._metadata = metadata
+    detection: int
+    lines: int
 
-    def __call__(self, batch: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """Run the network on float32 [N, 3, H, W]; blocks until the result is on the CPU."""
-        with torch.inference_mode():
-            tensor = torch.from_numpy(batch).to(self._device, memory_format=self._layout)
-            result: np.ndarray[Any, Any] = self._network(tensor).cpu().numpy()
-            return result
 
-    def have_key(self, key: str = "character") -> bool:
-        """Tell whether the metadata has ``key``."""
-        return key in self._metadata
+#: On a CPU large batches gain nothing, and small ones stay in its cache.
+CPU_LIMITS = Limits(detection=1, lines=6 * lines.HEIGHT * 320)
+#: A GPU is busy with some millions of pixels. Recognition of a batch takes about 1.5 GB.
+GPU_LIMITS = Limits(detection=8_000_000, lines=128 * lines.HEIGHT * 320)
 
-    def get_character_list(self, key: str = "character") -> list[str]:
-        """Give the alphabet, as a new list: rapidocr adds the blank and the space to it."""
-        return self._metadata[key].splitlines()
+
+@dataclass(slots=True)
+class _Page:
+    """What is known of a picture so far."""
+
+    sizes: Sizes
+    shown: Picture
+    boxes: np.ndarray[Any, Any] = field(default_factory=lambda: np.empty((0, 4, 2), np.float32))
+    crops: list[lines.Crop] = field(default_factory=list)
 
 
 class Pipeline:
-    """Finds and reads text in one picture at a time.
+    """Finds and reads text.
 
     Args:
         sessions: for ``det``, ``cls`` and ``rec``.
+        alphabet: the characters of the recognition network, one a line.
+        limits: how much to compute at once.
     """
 
-    def __init__(self, sessions: Mapping[str, Callable[..., Any]]) -> None:
+    def __init__(self, sessions: Mapping[str, Session], alphabet: str, limits: Limits) -> None:
         # rapidocr writes to stderr in colours and in its own form. What it has to say goes through the
-        # service's log; that a page has no text is no warning.
+        # service's log.
         logger = logging.getLogger("RapidOCR")
         logger.handlers.clear()
         logger.propagate = True
-        self._engine = RapidOCR(params={"Global.log_level": "error"})
-        config = self._engine.cfg
-        config.Rec.font_path = config.Global.font_path
-        parts = (
-            ("det", rapidocr.ch_ppocr_det.main, "TextDetector", config.Det),
-            ("cls", rapidocr.ch_ppocr_cls.main, "TextClassifier", config.Cls),
-            ("rec", rapidocr.ch_ppocr_rec.main, "TextRecognizer", config.Rec),
-        )
-        for name, module, part, settings in parts:
-            setattr(self._engine, f"text_{name}", _with_session(module, part, settings, sessions[name]))
+        settings = RapidOCR(params={"Global.log_level": "error"}).cfg
+        names = ("thresh", "box_thresh", "max_candidates", "unclip_ratio", "use_dilation", "score_mode")
+        self._boxes = DBPostProcess(**{name: settings.Det[name] for name in names})
+        self._min_score: float = settings.Global.text_score
+        self._turned_score: float = settings.Cls.cls_thresh
+        # The library adds the blank and the space to the list.
+        self._characters = CTCLabelDecode(character=alphabet.splitlines())
+        self._sessions = sessions
+        self._limits = limits
 
-    def __call__(self, picture: Picture) -> list[Line]:
-        """Read a picture.
+    def __call__(self, pictures: Sequence[Picture]) -> list[list[Line] | Exception]:
+        """Read pictures.
 
         Args:
-            picture: uint8 [H, W, 3], blue, green, red.
+            pictures: each uint8 [H, W, 3], blue, green, red.
 
         Returns:
-            The lines from top to bottom, from left to right.
+            For each picture its lines from top to bottom, from left to right, or what went wrong with it alone.
         """
-        height, width = picture.shape[:2]
-        shown, factors = _pad_strip(picture)
-        result = self._engine(shown)
-        # Where the library finds no text, it answers with an empty result of one of several classes.
-        if not isinstance(result, RapidOCROutput) or not result.txts or result.boxes is None or result.scores is None:
-            return []
-        # Boxes may reach into the padding of a strip.
-        boxes = np.clip(np.asarray(result.boxes, dtype=np.float64) * factors, 0, [width, height]).round(2).tolist()
+        outcomes: list[list[Line] | Exception] = [[] for _ in pictures]
+        pages = dict(_apart(enumerate(pictures), _prepare, outcomes))
+        for batch in _batches(pages.items(), lambda page: page.sizes.network, self._limits.detection):
+            maps = self._detect([page for _, page in batch])
+            found = [(index, (page, score)) for (index, page), score in zip(batch, maps, strict=True)]
+            dict(_apart(found, self._cut, outcomes))
+        crops = [crop for index, page in pages.items() if not isinstance(outcomes[index], Exception) for crop in page.crops]
+        self._turn(crops)
+        self._read(crops)
+        kept = [(index, page) for index, page in pages.items() if not isinstance(outcomes[index], Exception)]
+        for index, found_lines in _apart(kept, self._lines, outcomes):
+            outcomes[index] = found_lines
+        return outcomes
+
+    def _detect(self, pages: Sequence[_Page]) -> Array:
+        """Give the probabilities of text, float32 [N, 1, H, W], for pages of one size for the network."""
+        height, width = pages[0].sizes.network
+        batch = np.empty((len(pages), 3, height, width), np.float32)
+        for image, page in zip(batch, pages, strict=True):
+            border = page.sizes.border
+            seen = cv2.copyMakeBorder(page.shown, border, border, 0, 0, cv2.BORDER_CONSTANT) if border else page.shown
+            lines.normalize(cv2.resize(seen, (width, height)), _NORMAL_PICTURE, image)
+        return self._sessions["det"](batch)
+
+    def _cut(self, found: tuple[_Page, Array]) -> None:
+        """Find the boxes in the map [1, H, W] of a page, and cut the lines out."""
+        page, score = found
+        border = page.sizes.border
+        height, width = page.sizes.shown
+        boxes, _ = self._boxes(score[None], (height + 2 * border, width))
+        if len(boxes) == 0:
+            return
+        page.boxes = TextDetector.sorted_boxes(boxes)
+        seen = cv2.copyMakeBorder(page.shown, border, border, 0, 0, cv2.BORDER_CONSTANT) if border else page.shown
+        page.crops = [lines.Crop(get_rotate_crop_image(seen, box.copy())) for box in page.boxes]
+
+    def _turn(self, crops: Sequence[lines.Crop]) -> None:
+        """Turn the lines that stand on their head."""
+        together = max(self._limits.lines // (lines.HEIGHT * lines.DIRECTION_WIDTH), 1)
+        for start in range(0, len(crops), together):
+            batch = crops[start : start + together]
+            scores = self._sessions["cls"](np.stack([crop.for_direction() for crop in batch]))
+            for crop, (upright, turned) in zip(batch, scores.tolist(), strict=True):
+                if turned > upright and turned > self._turned_score:
+                    crop.turn()
+
+    def _read(self, crops: Sequence[lines.Crop]) -> None:
+        """Read the lines; each is computed beside others for which the network has the same width."""
+        ordered = sorted(enumerate(crops), key=lambda pair: pair[1].network_width)
+        for batch in _batches(ordered, lambda crop: (lines.HEIGHT, crop.network_width), self._limits.lines):
+            images = np.stack([crop.for_recognition() for _, crop in batch])
+            indices, probabilities = self._sessions["rec"].best(images)
+            texts, _ = self._characters.decode(indices, probabilities, remove_duplicate=True)
+            for (_, crop), (text, score) in zip(batch, texts, strict=True):
+                crop.text, crop.score = text, score
+
+    def _lines(self, page: _Page) -> list[Line]:
+        """Bring the boxes back to the picture, and leave out what is no text."""
+        boxes = _to_picture(page.boxes, page.sizes)
         return [
-            (str(text), float(score), box) for text, score, box in zip(result.txts, result.scores, boxes, strict=True)
+            (crop.text, float(crop.score), box)
+            for crop, box in zip(page.crops, boxes, strict=True)
+            if crop.text.strip() and crop.score >= self._min_score
         ]
 
 
-def _with_session(module: Any, part: str, settings: Any, session: Callable[..., Any]) -> Any:
-    """Construct a part of rapidocr with ``session`` as its engine.
+def _prepare(picture: Picture) -> _Page:
+    """Bring a picture to the size in which lines are cut out of it."""
+    plan = sizes(*picture.shape[:2])
+    shown: Any = picture
+    if plan.strip != plan.picture:
+        shown = cv2.resize(shown, plan.strip[::-1], interpolation=cv2.INTER_AREA)
+    if plan.padded != plan.strip:
+        bottom, right = plan.padded[0] - plan.strip[0], plan.padded[1] - plan.strip[1]
+        shown = np.pad(shown, ((0, bottom), (0, right), (0, 0)), mode="edge")
+    for height, width in plan.resizes:
+        shown = cv2.resize(shown, (width, height))
+    return _Page(plan, shown)
 
-    The constructor asks ``get_engine`` of its module for a class and calls that with the settings. There is
-    no argument for an engine of one's own, so the function is replaced for the length of the call.
-    """
-    with _construction:
-        original = module.get_engine
-        module.get_engine = lambda _engine_type: lambda _settings: session
+
+def _to_picture(boxes: np.ndarray[Any, Any], plan: Sizes) -> list[list[list[float]]]:
+    """Turn boxes [N, 4, 2] in what the lines were cut from into pixels of the picture."""
+    height, width = plan.picture
+    shown_height, shown_width = plan.shown
+    # float32 up to here: so does the library, whose numbers clients may compare with.
+    scaled = (boxes - np.array([0, plan.border], np.float32)).astype(np.float32)
+    scaled *= np.array([plan.padded[1] / shown_width, plan.padded[0] / shown_height], np.float32)
+    factors = (width / plan.strip[1], height / plan.strip[0])
+    # Boxes may reach into the padding of a strip.
+    corners: list[list[list[float]]] = np.clip(scaled.astype(np.float64) * factors, 0, [width, height]).round(2).tolist()
+    return corners
+
+
+Result = TypeVar("Result")
+
+
+def _apart(
+    items: Iterable[tuple[int, Item]], step: Callable[[Item], Result], outcomes: list[Any]
+) -> Iterator[tuple[int, Result]]:
+    """Do ``step`` for each item; what one fails with becomes its outcome, and it is left out."""
+    for index, item in items:
         try:
-            return getattr(module, part)(settings)
-        finally:
-            module.get_engine = original
+            yield index, step(item)
+        except MemoryError:
+            # The whole batch is too large for this machine, not this one picture.
+            raise
+        except Exception as error:  # noqa: BLE001 - the fault of one picture must not fail its neighbours
+            outcomes[index] = error
 
 
-def _pad_strip(picture: Picture) -> tuple[Picture, tuple[float, float]]:
-    """Make a strip wide or high enough for rapidocr; give any other picture back as it is.
-
-    Its last row or column is repeated, after it was made smaller if it is long.
-
-    Returns:
-        The picture, and the factors by which x and y in it become those of ``picture``.
-    """
-    height, width = picture.shape[:2]
-    if width <= _MAX_WIDTH_PER_HEIGHT * height and height <= _MAX_HEIGHT_PER_WIDTH * width:
-        return picture, (1.0, 1.0)
-    scale = min(_MAX_SIDE / max(height, width), 1.0)
-    short_height, short_width = (max(round(side * scale), 1) for side in (height, width))
-    # Scaled first: padding comes to a share of the long side squared.
-    small: Any = cv2.resize(picture, (short_width, short_height), interpolation=cv2.INTER_AREA)
-    bottom = max(-(-short_width // _PADDED_RATIO) - short_height, 0)
-    right = max(-(-short_height // _PADDED_RATIO) - short_width, 0)
-    padded: Picture = np.pad(small, ((0, bottom), (0, right), (0, 0)), mode="edge")
-    return padded, (width / short_width, height / short_height)
+def _batches(
+    items: Iterable[tuple[int, Item]], size_of: Callable[[Item], Size], limit: int
+) -> Iterator[list[tuple[int, Item]]]:
+    """Group items of the same size, in the order in which sizes first come, into batches of ``limit`` pixels."""
+    groups: dict[Size, list[tuple[int, Item]]] = {}
+    for index, item in items:
+        groups.setdefault(size_of(item), []).append((index, item))
+    for (height, width), group in groups.items():
+        together = max(limit // (height * width), 1)
+        for start in range(0, len(group), together):
+            yield group[start : start + together]
