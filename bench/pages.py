@@ -64,11 +64,11 @@ def _jpeg(image: Image.Image, quality: int) -> bytes:
 
 
 def letter(draw: random.Random) -> bytes:
-    """A4 at 150 dots per inch with 31 lines: the heaviest page."""
-    image, pen = _sheet(1240, 1754)
-    pen.text((120, 110), _sentence(draw, 3), fill="black", font=_font(46))
-    for row in range(30):
-        pen.text((120, 230 + 48 * row), _sentence(draw, draw.randint(5, 9)), fill="black", font=_font(28))
+    """A4 at 120 dots per inch with 30 lines: the heaviest page."""
+    image, pen = _sheet(1000, 1414)
+    pen.text((100, 70), _sentence(draw, 3), fill="black", font=_font(44))
+    for row in range(29):
+        pen.text((100, 150 + 42 * row), _sentence(draw, draw.randint(4, 7)), fill="black", font=_font(26))
     return _png(image)
 
 

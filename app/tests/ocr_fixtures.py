@@ -38,9 +38,22 @@ def ocr_artifacts(rapidocr_package: Path, tmp_path_factory: pytest.TempPathFacto
     return folder
 
 
+def load_model(artifacts: Path, engine: str = "auto") -> OcrModel:
+    """The model as a worker has it, on the CPU with all cores."""
+    model = OcrModel()
+    context = ModelContext(device="cpu", artifacts=artifacts, threads=os.cpu_count() or 1, options={"engine": engine})
+    model.prepare(context)
+    model.setup(context)
+    return model
+
+
 @pytest.fixture(scope="session")
 def ocr_model(ocr_artifacts: Path) -> OcrModel:
-    """The model, on the CPU."""
-    model = OcrModel()
-    model.setup(ModelContext(device="cpu", artifacts=ocr_artifacts, threads=os.cpu_count() or 1))
-    return model
+    """The model as it comes on a CPU device."""
+    return load_model(ocr_artifacts)
+
+
+@pytest.fixture(scope="session", params=["torch", "onnxruntime"])
+def ocr_engine_model(request: pytest.FixtureRequest, ocr_artifacts: Path) -> OcrModel:
+    """The model with each of its engines."""
+    return load_model(ocr_artifacts, request.param)

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from inference.errors import ArtifactError, TooManyPixels
+from inference.errors import ArtifactError, ConfigError, TooManyPixels
+from inference.images import Picture
 from inference.model import ModelContext
-from inference.models.ocr import OcrModel
+from inference.models.ocr import OcrModel, sessions
+from inference.models.ocr.model import Page
+from ocr_fixtures import load_model
 from PIL import Image, ImageDraw, ImageFont
 
 pytest_plugins = ["ocr_fixtures"]
@@ -23,8 +29,17 @@ pytest_plugins = ["ocr_fixtures"]
 IMAGES = Path(__file__).with_name("images")
 
 
+def read(model: OcrModel, pictures: Sequence[Picture]) -> list[Page]:
+    """Read pictures of which none fails."""
+    pages = list[Page]()
+    for found in model.predict(pictures):
+        assert isinstance(found, Page)
+        pages.append(found)
+    return pages
+
+
 def answer(model: OcrModel, body: bytes) -> dict[str, Any]:
-    return model.encode(model.predict([model.decode(body, "image/png")])[0])
+    return model.encode(read(model, [model.decode(body, "image/png")])[0])
 
 
 def test_sample_gives_the_expected_answer(ocr_model: OcrModel) -> None:
@@ -61,7 +76,7 @@ def test_boxes_are_in_pixels_of_the_upright_image(ocr_model: OcrModel) -> None:
 
 def test_outputs_are_in_the_order_of_inputs(ocr_model: OcrModel) -> None:
     names = ("tiny.png", "blank.png", "low_contrast.png")
-    pages = ocr_model.predict([ocr_model.decode((IMAGES / name).read_bytes(), "") for name in names])
+    pages = read(ocr_model, [ocr_model.decode((IMAGES / name).read_bytes(), "") for name in names])
     assert [ocr_model.encode(page)["text"].split("\n")[0] for page in pages] == ["No.17", "", "Faded carbon copy"]
     assert ocr_model.predict([]) == []
 
@@ -70,7 +85,7 @@ def test_outputs_are_in_the_order_of_inputs(ocr_model: OcrModel) -> None:
 def test_strips_do_not_fail(size: tuple[int, int], ocr_model: OcrModel) -> None:
     """rapidocr would ask for gigabytes, or fail, for all but the first."""
     width, height = size
-    (page,) = ocr_model.predict([np.zeros((height, width, 3), np.uint8)])
+    (page,) = read(ocr_model, [np.zeros((height, width, 3), np.uint8)])
     assert (page.width, page.height, page.lines) == (width, height, [])
 
 
@@ -80,7 +95,7 @@ def test_text_in_a_strip_is_found_where_it_is(ocr_model: OcrModel) -> None:
     tops = range(80, 2600, 200)
     for top in tops:
         ImageDraw.Draw(image).text((10, top), "2047", fill="black", font=ImageFont.load_default(44), anchor="lt")
-    (page,) = ocr_model.predict([np.asarray(image)])
+    (page,) = read(ocr_model, [np.asarray(image)])
     assert (page.width, page.height) == (120, 2600)
     assert [text for text, _, _ in page.lines] == ["2047"] * len(tops)
     for top, (_, _, box) in zip(tops, page.lines, strict=True):
@@ -90,21 +105,67 @@ def test_text_in_a_strip_is_found_where_it_is(ocr_model: OcrModel) -> None:
 
 def test_limit_in_pixels_is_that_of_the_context(ocr_artifacts: Path) -> None:
     model = OcrModel()
-    model.setup(ModelContext(device="cpu", artifacts=ocr_artifacts, max_pixels=99))
+    model.prepare(ModelContext(device="cpu", artifacts=ocr_artifacts, max_pixels=99))
     body = io.BytesIO()
     Image.new("L", (10, 10)).save(body, "PNG")
     with pytest.raises(TooManyPixels, match="10 x 10 = 100 pixels; the limit is 99"):
         model.decode(body.getvalue(), "")
 
 
-def test_missing_artifact_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("engine", ["auto", "torch", "onnxruntime"])
+def test_missing_artifact_is_named(engine: str, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"ocr/det\.json cannot be read"):
-        OcrModel().setup(ModelContext(device="cpu", artifacts=tmp_path))
+        load_model(tmp_path, engine)
 
 
-def test_options_are_refused(ocr_artifacts: Path) -> None:
-    with pytest.raises(ValueError, match="'sped'"):
-        OcrModel().setup(ModelContext(device="cpu", artifacts=ocr_artifacts, options={"sped": 2}))
+def test_unknown_option_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"'engin': no such name; did you mean engine\?"):
+        OcrModel().prepare(ModelContext(device="cpu", artifacts=tmp_path, options={"engin": "torch"}))
+
+
+def test_unknown_engine_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="engine='onnx': must be one of auto, torch, onnxruntime"):
+        OcrModel().prepare(ModelContext(device="cpu", artifacts=tmp_path, options={"engine": "onnx"}))
+
+
+@pytest.mark.parametrize(
+    ("engine", "device", "chosen"),
+    [
+        ("auto", "cpu", "onnxruntime"),
+        ("auto", "cuda:0", "torch"),
+        ("torch", "cpu", "torch"),
+        ("onnxruntime", "cpu", "onnxruntime"),
+    ],
+)
+def test_engine_fits_the_device(engine: str, device: str, chosen: str, ocr_artifacts: Path) -> None:
+    assert sessions.choose(engine, device, ocr_artifacts / "ocr") == chosen
+
+
+def test_engine_that_cannot_use_the_device_is_refused(ocr_artifacts: Path) -> None:
+    with pytest.raises(ConfigError, match="computes on CPUs only, the device is 'cuda:0'; set auto or torch"):
+        sessions.choose("onnxruntime", "cuda:0", ocr_artifacts / "ocr")
+
+
+def test_auto_is_torch_where_onnxruntime_or_its_files_are_missing(
+    ocr_artifacts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert sessions.choose("auto", "cpu", tmp_path) == "torch"
+    monkeypatch.setattr(sessions.importlib.util, "find_spec", lambda name: None)
+    assert sessions.choose("auto", "cpu", ocr_artifacts / "ocr") == "torch"
+    with pytest.raises(ConfigError, match="it is not installed; install the extra 'ocr', or set auto or torch"):
+        sessions.choose("onnxruntime", "cpu", ocr_artifacts / "ocr")
+
+
+def test_file_that_onnxruntime_does_not_take_is_named(ocr_artifacts: Path, tmp_path: Path) -> None:
+    """Whole, but no network."""
+    shutil.copytree(ocr_artifacts / "ocr", tmp_path / "ocr")
+    (tmp_path / "ocr/det.onnx").write_bytes(b"no network")
+    path = tmp_path / "ocr/det.json"
+    document = json.loads(path.read_text(encoding="utf-8"))
+    document["onnx_sha256"] = hashlib.sha256(b"no network").hexdigest()
+    path.write_text(json.dumps(document), encoding="utf-8")
+    with pytest.raises(ArtifactError, match=r"ocr/det\.onnx cannot be opened"):
+        load_model(tmp_path, "onnxruntime")
 
 
 def test_log_is_quiet(ocr_model: OcrModel, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]) -> None:
@@ -116,7 +177,10 @@ def test_log_is_quiet(ocr_model: OcrModel, caplog: pytest.LogCaptureFixture, cap
     assert caplog.messages == ["heard"]
 
 
-def test_host_needs_no_onnxruntime_no_network_and_no_writing(ocr_artifacts: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("engine", "other"), [("torch", "onnxruntime"), ("onnxruntime", "torch")])
+def test_host_needs_one_engine_no_network_and_no_writing(
+    engine: str, other: str, ocr_artifacts: Path, tmp_path: Path
+) -> None:
     """In a process of its own, as a service starts: set up, read the sample, and look at what it touched."""
     program = """
 import json, sys
@@ -126,19 +190,21 @@ def audit(event, arguments):
         touched.append((event, str(arguments)))
     if event == "open" and isinstance(arguments[1], str) and set(arguments[1]) & set("wax+"):
         touched.append((event, str(arguments)))
-for name in ("onnx", "onnxruntime"):
+for name in ("onnx", sys.argv[3]):
     sys.modules[name] = None
 sys.addaudithook(audit)
 from pathlib import Path
 from inference.model import ModelContext
 from inference.models.ocr import OcrModel
 model = OcrModel()
-model.setup(ModelContext(device="cpu", artifacts=Path(sys.argv[1])))
+context = ModelContext(device="cpu", artifacts=Path(sys.argv[1]), options={"engine": sys.argv[2]})
+model.prepare(context)
+model.setup(context)
 sample = model.sample()
 answer = model.encode(model.predict([model.decode(sample.body, sample.content_type)])[0])
 print(json.dumps({"text": answer["text"], "expected": sample.expected["text"], "touched": touched}))
 """
-    command = [sys.executable, "-W", "error", "-c", program, str(ocr_artifacts)]
+    command = [sys.executable, "-W", "error", "-c", program, str(ocr_artifacts), engine, other]
     environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "HOME": str(tmp_path)}
     result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=tmp_path)
     assert (result.returncode, result.stderr) == (0, "")
@@ -146,3 +212,20 @@ print(json.dumps({"text": answer["text"], "expected": sample.expected["text"], "
     assert found["text"] == found["expected"]
     assert found["touched"] == []
     assert list(tmp_path.iterdir()) == []
+
+
+def test_web_worker_loads_no_engine(ocr_artifacts: Path) -> None:
+    """In mode batch it only decodes and encodes, and there are several of them."""
+    program = """
+import sys
+from pathlib import Path
+from inference.model import ModelContext
+from inference.models.ocr import OcrModel
+model = OcrModel()
+model.prepare(ModelContext(device="cpu", artifacts=Path("nowhere"), computes=False))
+sample = model.sample()
+print(model.cost(model.decode(sample.body, sample.content_type)))
+print([name for name in ("torch", "onnxruntime", "cv2", "rapidocr", "onnx") if name in sys.modules])
+"""
+    result = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=True)
+    assert result.stdout == f"{736 * 1024}\n[]\n"

@@ -40,7 +40,9 @@ Item = TypeVar("Item")
 
 #: Values of a channel as the networks want them, -1..1, for each byte; computed as the library does, so that the
 #: last bit is the same.
-_NORMAL_PICTURE: Array = ((np.arange(256, dtype=np.float32) * (1 / 255.0) - np.array(0.5)) / np.array(0.5)).astype(np.float32)
+_NORMAL_PICTURE: Array = ((np.arange(256, dtype=np.float32) * (1 / 255.0) - np.array(0.5)) / np.array(0.5)).astype(
+    np.float32
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +66,19 @@ GPU_LIMITS = Limits(detection=8_000_000, lines=128 * lines.HEIGHT * 320)
 
 @dataclass(slots=True)
 class _Page:
-    """What is known of a picture so far."""
+    """What is known of a picture so far.
+
+    Attributes:
+        sizes: the sizes it goes through.
+        seen: what lines are cut out of, with its border.
+        scaled: what the detection network sees, not yet as numbers.
+        boxes: [N, 4, 2], the corners of its lines in ``seen``.
+        crops: its lines.
+    """
 
     sizes: Sizes
-    shown: Picture
+    seen: Picture
+    scaled: Picture
     boxes: np.ndarray[Any, Any] = field(default_factory=lambda: np.empty((0, 4, 2), np.float32))
     crops: list[lines.Crop] = field(default_factory=list)
 
@@ -112,7 +123,9 @@ class Pipeline:
             maps = self._detect([page for _, page in batch])
             found = [(index, (page, score)) for (index, page), score in zip(batch, maps, strict=True)]
             dict(_apart(found, self._cut, outcomes))
-        crops = [crop for index, page in pages.items() if not isinstance(outcomes[index], Exception) for crop in page.crops]
+        crops = [
+            crop for index, page in pages.items() if not isinstance(outcomes[index], Exception) for crop in page.crops
+        ]
         self._turn(crops)
         self._read(crops)
         kept = [(index, page) for index, page in pages.items() if not isinstance(outcomes[index], Exception)]
@@ -125,22 +138,17 @@ class Pipeline:
         height, width = pages[0].sizes.network
         batch = np.empty((len(pages), 3, height, width), np.float32)
         for image, page in zip(batch, pages, strict=True):
-            border = page.sizes.border
-            seen = cv2.copyMakeBorder(page.shown, border, border, 0, 0, cv2.BORDER_CONSTANT) if border else page.shown
-            lines.normalize(cv2.resize(seen, (width, height)), _NORMAL_PICTURE, image)
+            lines.normalize(page.scaled, _NORMAL_PICTURE, image)
         return self._sessions["det"](batch)
 
     def _cut(self, found: tuple[_Page, Array]) -> None:
         """Find the boxes in the map [1, H, W] of a page, and cut the lines out."""
         page, score = found
-        border = page.sizes.border
-        height, width = page.sizes.shown
-        boxes, _ = self._boxes(score[None], (height + 2 * border, width))
+        boxes, _ = self._boxes(score[None], page.seen.shape[:2])
         if len(boxes) == 0:
             return
         page.boxes = TextDetector.sorted_boxes(boxes)
-        seen = cv2.copyMakeBorder(page.shown, border, border, 0, 0, cv2.BORDER_CONSTANT) if border else page.shown
-        page.crops = [lines.Crop(get_rotate_crop_image(seen, box.copy())) for box in page.boxes]
+        page.crops = [lines.Crop(get_rotate_crop_image(page.seen, box.copy())) for box in page.boxes]
 
     def _turn(self, crops: Sequence[lines.Crop]) -> None:
         """Turn the lines that stand on their head."""
@@ -173,7 +181,13 @@ class Pipeline:
 
 
 def _prepare(picture: Picture) -> _Page:
-    """Bring a picture to the size in which lines are cut out of it."""
+    """Bring a picture to the sizes in which lines are found and cut out.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
+        raise ValueError(f"a picture is uint8 [height, width, 3], not {picture.dtype} {list(picture.shape)}")
     plan = sizes(*picture.shape[:2])
     shown: Any = picture
     if plan.strip != plan.picture:
@@ -183,7 +197,10 @@ def _prepare(picture: Picture) -> _Page:
         shown = np.pad(shown, ((0, bottom), (0, right), (0, 0)), mode="edge")
     for height, width in plan.resizes:
         shown = cv2.resize(shown, (width, height))
-    return _Page(plan, shown)
+    if plan.border:
+        shown = cv2.copyMakeBorder(shown, plan.border, plan.border, 0, 0, cv2.BORDER_CONSTANT)
+    height, width = plan.network
+    return _Page(plan, seen=shown, scaled=np.asarray(cv2.resize(shown, (width, height)), np.uint8))
 
 
 def _to_picture(boxes: np.ndarray[Any, Any], plan: Sizes) -> list[list[list[float]]]:
@@ -195,7 +212,9 @@ def _to_picture(boxes: np.ndarray[Any, Any], plan: Sizes) -> list[list[list[floa
     scaled *= np.array([plan.padded[1] / shown_width, plan.padded[0] / shown_height], np.float32)
     factors = (width / plan.strip[1], height / plan.strip[0])
     # Boxes may reach into the padding of a strip.
-    corners: list[list[list[float]]] = np.clip(scaled.astype(np.float64) * factors, 0, [width, height]).round(2).tolist()
+    corners: list[list[list[float]]] = (
+        np.clip(scaled.astype(np.float64) * factors, 0, [width, height]).round(2).tolist()
+    )
     return corners
 
 

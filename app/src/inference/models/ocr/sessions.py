@@ -61,9 +61,13 @@ def choose(engine: str, device: str, folder: Path) -> str:
     on_cpu = device == "cpu"
     installed = importlib.util.find_spec("onnxruntime") is not None
     if engine == "onnxruntime" and not on_cpu:
-        raise ConfigError(f"option engine='onnxruntime': computes on CPUs only, the device is {device!r}; set auto or torch")
+        raise ConfigError(
+            f"option engine='onnxruntime': computes on CPUs only, the device is {device!r}; set auto or torch"
+        )
     if engine == "onnxruntime" and not installed:
-        raise ConfigError("option engine='onnxruntime': it is not installed; install the extra 'ocr', or set auto or torch")
+        raise ConfigError(
+            "option engine='onnxruntime': it is not installed; install the extra 'ocr', or set auto or torch"
+        )
     if engine != "auto":
         return engine
     there = all(graph.onnx_path(folder, name).exists() for name in graph.NETWORKS)

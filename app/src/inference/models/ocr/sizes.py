@@ -15,7 +15,7 @@ Size = tuple[int, int]
 # Pictures longer than this are strips, which are made wider. rapidocr scales the *short* side up (to 30 pixels,
 # and for detection to 736), so that a picture of 1 x 2000 pixels would become one of 15000 x 60000, and one of
 # 20 x 20000 makes it fail. Wide pictures may be more extreme than high ones because rapidocr pads those itself.
-# Both limits keep detection under 11 million pixels.
+# Both limits keep detection under 12 million pixels.
 _MAX_WIDTH_PER_HEIGHT = 100
 _MAX_HEIGHT_PER_WIDTH = 20
 #: Long side of a strip by its short side after padding.
@@ -24,7 +24,7 @@ _PADDED_RATIO = 8
 #: A picture is brought between these first (``min_side_len``, ``max_side_len``).
 _MIN_SIDE = 30
 _MAX_SIDE = 2000
-#: Wider pictures than this get padding above and below (``width_height_ratio``), and all that are this low (``min_height``).
+#: Wider pictures than this get a border above and below (``width_height_ratio``), and all this low (``min_height``).
 _PADDING_RATIO = 8
 _PADDING_HEIGHT = 30
 #: The short side for detection (``limit_side_len``, ``limit_type: min``).
