@@ -23,7 +23,7 @@ DRAWN: dict[str, list[str]] = json.loads((IMAGES / "expected.json").read_text(en
 #: all of this is onnxruntime's own rounding.
 TOLERANCE = 1e-3
 #: Largest difference of the score of a line, for which the network has another width here than in rapidocr.
-SCORE_TOLERANCE = 0.01
+SCORE_TOLERANCE = 0.05
 
 
 class Recorder(Session):

@@ -121,9 +121,10 @@ class OnnxSession(Session):
     Args:
         content: the ONNX file.
         threads: how many compute; 1 starts none beside the caller's.
+        spinning: threads that have nothing to do wait by spinning; for measurements.
     """
 
-    def __init__(self, content: bytes, threads: int) -> None:
+    def __init__(self, content: bytes, threads: int, *, spinning: bool = False) -> None:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -132,8 +133,8 @@ class OnnxSession(Session):
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         # Threads that wait by spinning take the cores from the other workers of this device and from nginx.
-        # It would gain 4 % where nobody else computes; see docs/performance/ocr.json.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # Where nobody else computes it would gain little; docs/performance/ocr.json has how much.
+        options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
         self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         (self._input,) = (value.name for value in self._session.get_inputs())
 
