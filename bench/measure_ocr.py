@@ -189,8 +189,8 @@ def configurations(cores: int) -> list[tuple[str, str, int]]:
 
         if torch.cuda.is_available():
             return [("cuda:0", "torch", min(cores, 8))]
-    engines = [name for name in ("onnxruntime", "torch") if importlib.util.find_spec(name) is not None]
-    return [("cpu", engine, threads) for engine in engines for threads in sorted({1, cores}, reverse=True)]
+    wanted = [("onnxruntime", cores), ("onnxruntime", 1), ("torch", cores)]
+    return [("cpu", engine, threads) for engine, threads in wanted if importlib.util.find_spec(engine) is not None]
 
 
 def machine(device: str) -> dict[str, Any]:
