@@ -229,3 +229,30 @@ print([name for name in ("torch", "onnxruntime", "cv2", "rapidocr", "onnx") if n
 """
     result = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=True)
     assert result.stdout == f"{736 * 1024}\n[]\n"
+
+
+def test_memory_of_a_large_picture_is_given_back(ocr_artifacts: Path) -> None:
+    """A picture of the worst size takes a gigabyte or more; what stays in the worker is little."""
+    program = """
+import sys
+from pathlib import Path
+import numpy as np
+from inference.model import ModelContext
+from inference.models.ocr import OcrModel
+def resident():
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS:"))
+    return int(line.split()[1]) // 1024
+model = OcrModel()
+context = ModelContext(device="cpu", artifacts=Path(sys.argv[1]), options={"engine": "onnxruntime"})
+model.prepare(context)
+model.setup(context)
+small = np.full((240, 330, 3), 255, np.uint8)
+model.predict([small])
+before = resident()
+model.predict([np.full((2000, 1500, 3), 255, np.uint8)])
+model.predict([small])
+print(resident() - before)
+"""
+    command = [sys.executable, "-c", program, str(ocr_artifacts)]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert int(result.stdout) < 200

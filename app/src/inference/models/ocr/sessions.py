@@ -132,6 +132,8 @@ class OnnxSession(Session):
         options.log_severity_level = 3
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
+        # The arena would keep what the largest picture ever seen took: gigabytes, in each worker, for good.
+        options.enable_cpu_mem_arena = False
         # Threads that wait by spinning take the cores from the other workers of this device and from nginx.
         # Where nobody else computes it would gain little; docs/performance/ocr.json has how much.
         options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
