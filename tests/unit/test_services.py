@@ -120,7 +120,7 @@ def test_compute_threads_share_the_cores(cores: int, wanted: int, threads: int, 
 
 
 def test_an_option_that_no_service_has_is_named_with_the_one_that_was_meant() -> None:
-    good = {"name": "ocr", "route": "/v1/parse", "model": "m:M"}
+    good: dict[Any, Any] = {"name": "ocr", "route": "/v1/parse", "model": "m:M"}
     assert services.services_unknown([good]) == []
     assert services.services_unknown([good, {**good, "name": "b", "wokers": 1, 7: 1}]) == [
         "services: b: there is no option 'wokers'. Did you mean workers?",
@@ -156,8 +156,9 @@ def test_one_process_has_the_model_and_threads_wait_for_it(cores: int, options: 
 @pytest.mark.parametrize("option", ["web_workers", "web_threads"])
 @pytest.mark.parametrize("given", [0, "many", -3])
 def test_another_number_of_web_workers_is_refused(option: str, given: object) -> None:
+    options: dict[str, Any] = {option: given}
     with pytest.raises(AnsibleFilterError, match=rf"services: ocr: {option} is .* it takes 'auto' or a whole number"):
-        plan([16384], mode="batch", **{option: given})
+        plan([16384], mode="batch", **options)
 
 
 @pytest.mark.parametrize(
@@ -231,7 +232,7 @@ def test_a_given_number_of_workers_is_not_up_to_the_host() -> None:
 def test_what_was_measured_holds_for_the_same_settings_only() -> None:
     key = plan([16384])[0]["fit"]["key"]
     assert plan([16384], timeout_seconds=7)[0]["fit"]["key"] == key, "what does not change a process's size"
-    others = [{"options": {"a": 1}}, {"threads": 2}, {"environment": {"A": "b"}}, {"model": "n:N"}]
+    others: list[Json] = [{"options": {"a": 1}}, {"threads": 2}, {"environment": {"A": "b"}}, {"model": "n:N"}]
     assert key not in {plan([16384], **one)[0]["fit"]["key"] for one in others}
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import ansible_modules
 import fleet_socket
 import measured
+import memory
 import processes
 import pytest
 import vassal_files
@@ -224,8 +225,8 @@ def test_a_vassal_that_is_there_but_does_not_serve_is_told(host: Host) -> None:
 
 def measure(monkeypatch: pytest.MonkeyPatch, host_mib: int, device_mib: int) -> None:
     """Have a vassal of two workers found to take so much."""
-    monkeypatch.setattr(vassal_files.memory, "host_mib_of", lambda _pid: host_mib)
-    monkeypatch.setattr(vassal_files.memory, "device_mib_of", lambda _pid: device_mib)
+    monkeypatch.setattr(memory, "host_mib_of", lambda _pid: host_mib)
+    monkeypatch.setattr(memory, "device_mib_of", lambda _pid: device_mib)
 
 
 @pytest.mark.parametrize(

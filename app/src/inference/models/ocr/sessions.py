@@ -135,7 +135,7 @@ class OnnxSession(Session):
         # The arena would keep what the largest picture ever seen took: gigabytes, in each worker, for good.
         options.enable_cpu_mem_arena = False
         # Threads that wait by spinning take the cores from the other workers of this device and from nginx.
-        # Where nobody else computes it would gain little; docs/performance/ocr.json has how much.
+        # Where nobody else computes it would gain little; `./fleet bench ocr` says how much.
         options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
         self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         (self._input,) = (value.name for value in self._session.get_inputs())
