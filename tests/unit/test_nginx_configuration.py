@@ -125,7 +125,8 @@ class Host:
         command: list[str | Path] = [program or environments.nginx(), "-e", "stderr", "-p", self.root]
         command += ["-c", self.root / "nginx.conf", "-g", "daemon on;"]
         with processes.running(command, self.folder / "log" / "nginx.log") as server:
-            wait_for(lambda: processes.listens(self.port), server.text)
+            # Before the process that starts it has ended, it takes no other program.
+            wait_for(lambda: server.process.poll() is not None and processes.listens(self.port), server.text)
             try:
                 yield
             finally:
