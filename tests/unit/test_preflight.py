@@ -337,6 +337,7 @@ def test_every_bad_host_of_an_inventory_is_refused(played: tuple[dict[str, Json]
     assert "wokers" in failed["option"]
     assert "value of site_balance must be one of: least_conn, round_robin, ip_hash, got: fastest" in failed["choice"]
     assert "nam" in failed["nested"]
-    assert all("Check the types of all variables" in found[host]["task"] for host in failed)
+    assert "Did you mean workers?" in failed["option"]
+    assert all("Check the types of all variables" in found[host]["task"] for host in ("choice", "nested"))
     for host in ("good", "bare"):
         assert (found[host]["task"], said[host]) == (LAST, "")
