@@ -49,9 +49,19 @@ class NotReady(Exception):
 
 
 class Vassal:
-    """A wanted vassal and its place on the host."""
+    """A wanted vassal and its place on the host.
 
-    def __init__(self, wanted: dict, devices_dir: Path, run_dir: Path, group: str, measured: Measured) -> None:
+    Args:
+        wanted: as in the module ``host_switch``.
+        devices_dir: folder of the devices.
+        run_dir: folder of the sockets.
+        group: of the emperors' user.
+        measured: what workers take; not needed for a vassal that has its file.
+    """
+
+    def __init__(
+        self, wanted: dict, devices_dir: Path, run_dir: Path, group: str, measured: Measured | None = None
+    ) -> None:
         self.wanted = wanted
         self.measured = measured
         self.group = group
@@ -113,7 +123,7 @@ class Vassal:
 
     def workers_by_memory(self) -> int:
         """Workers that the file of this vassal gets: the given number, or as many as fit by what was measured."""
-        numbers = self.measured.get(self.wanted["release"], self.fit["key"]) if self.fit else None
+        numbers = self.measured.get(self.wanted["release"], self.fit["key"]) if self.fit and self.measured else None
         if numbers is None:
             return int(self.wanted["workers"])
         return workers_that_fit(self.fit, numbers["device_mib"], numbers["host_mib"])
