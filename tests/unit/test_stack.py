@@ -78,6 +78,10 @@ class Stack:
     def stop(self, name: str) -> None:
         self.running.pop(name)[0].close()
 
+    def stop_all(self) -> None:
+        for name in list(self.running):
+            self.stop(name)
+
     def vassal(self, name: str) -> Json:
         (found,) = [one for one in self.vassals if f"{one['service']} {one['device']}" == name]
         return found
@@ -123,11 +127,11 @@ class Stack:
 def stack(new_fleet: Callable[[], Fleet]) -> Iterator[Stack]:
     stack = Stack(new_fleet())
     with ExitStack() as stop:
+        # Those that run at the end: tests stop some and start others.
+        stop.callback(stack.stop_all)
         # Side by side, since each of them imports its app.
         with ThreadPoolExecutor() as pool:
             list(pool.map(stack.start, stack.vassals))
-        for closing, _ in stack.running.values():
-            stop.push(closing)
         stack.fleet.lay(stack.services, stack.upstreams, **SITE)
         stop.enter_context(stack.fleet.nginx([stack.port]))
         with ThreadPoolExecutor() as pool:
