@@ -1,7 +1,7 @@
 """mosec: `echo` unbatched by two workers, one for each core; the MLP by one worker in batches.
 
-The HTTP front is Rust and takes no setting for its threads. max_wait_time is how long a batch waits to fill, in ms: at
-saturation, 10 (its documentation's example) gave more than 0 (none) and less than 30 longer latencies.
+The HTTP front is Rust and takes no setting for its threads. max_wait_time is how long a batch waits to fill, in
+ms: that of its documentation's example.
 """
 
 from typing import Any
