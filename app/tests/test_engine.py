@@ -12,8 +12,9 @@ from batch_doubles import FakeClock, Item, ScriptedModel, engine, work
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from inference.engine import PATIENCE_SECONDS, RETRY_SECONDS, Done, Engine, Healthy
+from inference.engine import Done, Engine, Healthy
 from inference.errors import Busy, ClientLeft, ModelFailed, NotReady, OverTime, UnreadableInput
+from inference.sampling import PATIENCE_SECONDS, RETRY_SECONDS
 
 MAX_ITEMS = 4
 MAX_COST = 8
@@ -33,7 +34,7 @@ def model() -> ScriptedModel:
 @pytest.fixture(autouse=True)
 def _no_collection(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave the garbage of the test process alone: there is much of it, and each lack of memory would collect it."""
-    monkeypatch.setattr("inference.computing._free", lambda device: None)
+    monkeypatch.setattr("inference.memory.free", lambda device: None)
 
 
 def replies(engine: Engine) -> dict[Hashable, Any]:

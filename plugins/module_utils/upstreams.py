@@ -21,6 +21,11 @@ PLACES = {
     "nginx_state_file": "/var/lib/fleet/nginx.json",
     "pid_file": "/run/nginx.pid",
     "drained_file": "/var/lib/fleet/drained.json",
+    "run_dir": "/run/fleet",
+    "log_dir": "/var/log/fleet",
+    "measured_file": "/var/lib/fleet/measured.json",
+    "deployed_file": "/etc/fleet/deployed.json",
+    "deployments_dir": "/etc/fleet/deployments",
 }
 
 

@@ -40,14 +40,6 @@ from ansible.module_utils.nginx_configuration import NginxError, StillBusy
 from ansible.module_utils.upstreams import PLACES, Drained, Upstreams
 from ansible.module_utils.vassal_files import NotReady, Vassals
 
-PATHS = {
-    **PLACES,
-    "run_dir": "/run/fleet",
-    "log_dir": "/var/log/fleet",
-    "measured_file": "/var/lib/fleet/measured.json",
-    "deployed_file": "/etc/fleet/deployed.json",
-    "deployments_dir": "/etc/fleet/deployments",
-}
 #: Where no deployment says it.
 WAIT_SECONDS = 120
 
@@ -85,7 +77,7 @@ def main() -> None:
             "run": {"type": "dict", "default": {}},
             "wait_seconds": {"type": "int"},
             "nginx_program": {"type": "str", "default": "nginx"},
-            **{name: {"type": "path", "default": path} for name, path in PATHS.items()},
+            **{name: {"type": "path", "default": path} for name, path in PLACES.items()},
         },
         supports_check_mode=True,
     )

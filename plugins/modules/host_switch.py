@@ -59,14 +59,6 @@ from ansible.module_utils.release_switch import RECORDED, Switch, SwitchError
 from ansible.module_utils.upstreams import PLACES
 
 TEXT = {"type": "str", "default": ""}
-PATHS = {
-    **PLACES,
-    "run_dir": "/run/fleet",
-    "log_dir": "/var/log/fleet",
-    "deployed_file": "/etc/fleet/deployed.json",
-    "measured_file": "/var/lib/fleet/measured.json",
-    "deployments_dir": "/etc/fleet/deployments",
-}
 
 
 def main() -> None:
@@ -83,7 +75,7 @@ def main() -> None:
             "switch": {"type": "str", "choices": ["auto", "beside", "in_place"], "default": "auto"},
             "run": {"type": "dict", "default": {}},
             "nginx_program": {"type": "str", "default": "nginx"},
-            **{name: {"type": "path", "default": path} for name, path in PATHS.items()},
+            **{name: {"type": "path", "default": path} for name, path in PLACES.items()},
         },
         supports_check_mode=True,
     )

@@ -27,7 +27,7 @@ from inference.channel import (
     LinkClosed,
 )
 from inference.config import Config
-from inference.engine import over_time
+from inference.deadline import refuse_late
 from inference.errors import Busy, ConfigError, ModelProcessError, NotReady
 from inference.model import Model
 from inference.runner import STUCK_FACTOR, Answer, Health
@@ -138,7 +138,7 @@ class BatchRunner:
             Problem: the client's fault, or the request is over its time, or there is no capacity or no model process.
             ModelFailed: the model's fault.
         """
-        _refuse_late(deadline)
+        refuse_late(deadline)
         began = time.monotonic()
         if began < self._full_until:
             # Decoding is work too, and on a busy device's own cores.
@@ -146,7 +146,7 @@ class BatchRunner:
         with self._watchdog.watching():
             item = self._model.decode(body, content_type)
         decoded = time.monotonic()
-        _refuse_late(deadline)
+        refuse_late(deadline)
         number = next(self._numbers)
         link = self._sent((WORK, number, deadline, self._model.cost(item), logs.request_id.get(), item))
         # Not kept while it waits: with many waiting, their inputs would be in memory twice.
@@ -269,8 +269,3 @@ class BatchRunner:
 
     def _gone(self) -> NotReady:
         return NotReady("The model process of this device is being started again.", retry_after=self._retry_after())
-
-
-def _refuse_late(deadline: float) -> None:
-    if time.monotonic() >= deadline:
-        raise over_time()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 import re
@@ -16,12 +15,8 @@ from inference.batching import Work
 from inference.config import Config
 from inference.errors import ModelFailed, NotReady, Problem
 from inference.model import Model
-from inference.sampling import check_count, check_members, run_sample
+from inference.sampling import FAILURES_TO_END, check_count, check_members, run_sample
 from inference.watchdog import Watchdog
-
-#: Failed samples in a row after which the device counts as broken: the first may be bad luck, a broken CUDA context
-#: stays broken for the life of its process.
-FAILURES_TO_BREAK = 2
 
 #: CUDA errors after which the context is lost, by the text that CUDA has for them
 #: (https://docs.nvidia.com/cuda/cuda-runtime-api/group__CUDART__TYPES.html: "the process must be terminated and
@@ -107,7 +102,9 @@ class Computer:
         loaded = self._clock()
         meter = self._meter(context.device)
         check_members(self._model, self._run_sample(context.device))
-        cost_bound = memory.cost_that_fits(meter.taken_bytes(), self._sample_cost(), meter.free_bytes())
+        taken = meter.taken_bytes()
+        # Where nothing was measured, as on a CPU, the sample's cost is not needed.
+        cost_bound = memory.cost_that_fits(taken, self._sample_cost(), meter.free_bytes()) if taken else None
         self.facts = {
             "pid": os.getpid(),
             "model": self._model.name,
@@ -138,7 +135,7 @@ class Computer:
         except Exception as error:  # noqa: BLE001 - whatever a model can raise means that it does not work
             self.sound = False
             self.failures += 1
-            self.broken = self.broken or self.failures >= FAILURES_TO_BREAK or is_context_lost(error)
+            self.broken = self.broken or self.failures >= FAILURES_TO_END or is_context_lost(error)
             _log.exception("sample_failed", extra={"facts": {"failures": self.failures, "broken": self.broken}})
             return False
         return True
@@ -146,7 +143,7 @@ class Computer:
     def close(self) -> None:
         """Let go of the model and of the GPU's memory while Python still works."""
         del self._model
-        _free(self.facts.get("torch_device", "cpu"))
+        memory.free(self.facts.get("torch_device", "cpu"))
 
     def _run_sample(self, device: str) -> dict[str, Any]:
         answer = run_sample(self._model, device)
@@ -200,7 +197,7 @@ class Computer:
         return self._compute(batch[:middle], retried) + self._compute(batch[middle:], retried)
 
     def _with_less_memory(self, failure: Exception, batch: list[Work], retried: bool) -> list[Any]:
-        _free(self.facts.get("torch_device", "cpu"))
+        memory.free(self.facts.get("torch_device", "cpu"))
         if len(batch) > 1:
             self.on_out_of_memory(self._cost(batch))
             return self._halves(batch, retried)
@@ -231,16 +228,3 @@ class Computer:
 
 def _not_ready() -> NotReady:
     return NotReady("The inference with a known answer failed on this device; the log says why.")
-
-
-def _free(device: str) -> None:
-    """Give back what nobody uses, so that another attempt has all the memory there is."""
-    gc.collect()
-    torch = sys.modules.get("torch")
-    if torch is not None and device.startswith("cuda"):
-        try:
-            torch.cuda.synchronize()
-            torch.cuda.empty_cache()
-        except RuntimeError:
-            # What is wrong shows again in the next call of the model, and is sorted there.
-            _log.exception("device_not_freed")

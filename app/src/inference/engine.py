@@ -18,12 +18,9 @@ from typing import Any
 
 from inference.batching import Batching, Limits, QueueFull, Work
 from inference.computing import Computer
-from inference.errors import Busy, ClientLeft, NotReady, OverTime, Problem
-
-#: Shortest time in seconds between two runs of a failing sample.
-RETRY_SECONDS = 1.0
-#: Seconds that a question for health waits for the busy device before the last result is trusted.
-PATIENCE_SECONDS = 1.0
+from inference.deadline import over_time
+from inference.errors import Busy, ClientLeft, NotReady, Problem
+from inference.sampling import PATIENCE_SECONDS, RETRY_SECONDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,8 +310,3 @@ class Engine:
     def _ran_out_of_memory(self, cost: int) -> None:
         with self._turn:
             self._queue.ran_out_of_memory(cost)
-
-
-def over_time() -> OverTime:
-    """Make the answer to a request that was not computed because it is past its deadline."""
-    return OverTime("The request waited past its deadline; it was not computed.")

@@ -2,11 +2,35 @@
 
 from __future__ import annotations
 
+import gc
+import logging
 import re
 import sys
 from pathlib import Path
 
+_log = logging.getLogger(__name__)
+
 _PSS = re.compile(r"^Pss:\s+(\d+) kB$", re.MULTILINE)
+
+
+def free(torch_device: str) -> None:
+    """Give back the memory of a device, or of the host, that nobody uses any more.
+
+    Before another attempt with less, and at the end of a process: left to the interpreter's teardown, CUDA's own may
+    run first, and the process ends in a crash.
+
+    Args:
+        torch_device: torch device string, such as ``"cuda:0"``.
+    """
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch_device.startswith("cuda"):
+        try:
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
+        except RuntimeError:
+            # What is wrong shows again in the next call of the model, and is sorted there.
+            _log.exception("device_not_freed")
 
 
 def measured(torch_device: str) -> dict[str, int]:

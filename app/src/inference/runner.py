@@ -13,20 +13,21 @@ from typing import Any, Protocol
 
 from inference import loader, memory, server
 from inference.config import Config
-from inference.errors import NotReady, OverTime, Problem
+from inference.deadline import refuse_late
+from inference.errors import NotReady, Problem
 from inference.model import Model
-from inference.sampling import check_members, predict_one, run_sample
+from inference.sampling import (
+    FAILURES_TO_END,
+    PATIENCE_SECONDS,
+    RETRY_SECONDS,
+    check_members,
+    predict_one,
+    run_sample,
+)
 from inference.watchdog import Watchdog
 
 #: A model that hangs for this many times the request's timeout ends the process.
 STUCK_FACTOR = 2.0
-#: Failed samples in a row after which the worker asks to be replaced: the first may be bad luck, a
-#: broken CUDA context stays broken for the life of its process.
-FAILURES_TO_RETIRE = 2
-#: Shortest time in seconds between two runs of a failing sample, so that probes cannot keep the device busy.
-RETRY_SECONDS = 1.0
-#: Seconds that /readyz waits for the device before it trusts the last result.
-PATIENCE_SECONDS = 1.0
 
 _log = logging.getLogger(__name__)
 
@@ -173,16 +174,16 @@ class Runner:
             Problem: the client's fault, or the request is over its time, or this worker is not ready.
             Exception: the model's fault; the sample then runs again before anything else does.
         """
-        self._refuse_late(deadline)
+        refuse_late(deadline)
         began = time.monotonic()
         with self._watchdog.watching():
             item = self._model.decode(body, content_type)
         decoded = time.monotonic()
         if not self._turn.acquire(timeout=max(0.0, deadline - decoded)):
-            self._refuse_late(deadline)
+            refuse_late(deadline)
         try:
             started = time.monotonic()
-            self._refuse_late(deadline)
+            refuse_late(deadline)
             if not self._sound:
                 self._check()
                 started = time.monotonic()
@@ -217,24 +218,11 @@ class Runner:
 
         Left to the interpreter's teardown, CUDA's own may run first, and the process ends in a crash.
         """
-        import gc
-        import sys
-
         del self._model
-        gc.collect()
-        torch = sys.modules.get("torch")
-        if torch is not None and self.torch_device.startswith("cuda"):
-            torch.cuda.synchronize()
-            torch.cuda.empty_cache()
+        memory.free(self.torch_device)
 
     def _is_fresh(self) -> bool:
         return self._sound and time.monotonic() - self._success <= self._config.ready_seconds
-
-    def _refuse_late(self, deadline: float) -> None:
-        if time.monotonic() >= deadline:
-            raise OverTime(
-                f"The request waited longer than its {self._config.timeout_seconds:g} seconds; it was not computed."
-            )
 
     def _retry_after(self) -> int:
         # A worker that is not ready is at best ready again after a new one has loaded.
@@ -265,7 +253,7 @@ class Runner:
                 self._sound = False
                 self._failures += 1
                 _log.exception("sample_failed", extra={"facts": {"failures": self._failures}})
-                if self._failures == FAILURES_TO_RETIRE:
+                if self._failures == FAILURES_TO_END:
                     self._retire()
         raise NotReady(
             "The inference with a known answer failed on this device; the log says why.",

@@ -12,6 +12,14 @@ from inference.model import Model
 #: Members of an answer that belong to the service; a model may not give them.
 RESERVED_MEMBERS = frozenset({"request_id", "model", "device", "timing_ms"})
 
+#: Failed samples in a row after which only a new process can help: the first may be bad luck, a broken CUDA context
+#: stays broken for the life of its process.
+FAILURES_TO_END = 2
+#: Shortest time in seconds between two runs of a failing sample, so that probes cannot keep the device busy.
+RETRY_SECONDS = 1.0
+#: Seconds that a question for health waits for the busy device before the last result is trusted.
+PATIENCE_SECONDS = 1.0
+
 
 def predict_one(model: Model[Any, Any], item: Any) -> Any:
     """Compute one input.
