@@ -2,7 +2,7 @@
 
 A vassal has several processes, and whoever asks for its metrics must not have to wait for one of them to be free. So
 each process keeps its numbers in memory-mapped files below ``Config.metrics``, by prometheus_client's multiprocess
-mode, and :mod:`inference.exporter` reads them. A worker that uWSGI starts anew goes on with the files of the one before.
+mode, and :mod:`inference.exporter` reads them. A worker that uWSGI starts anew goes on with the files of its former.
 """
 
 from __future__ import annotations
