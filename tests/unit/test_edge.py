@@ -853,7 +853,8 @@ def test_problems_of_the_app_come_through_as_they_are(served: Edge, hosts: dict[
 @pytest.mark.parametrize(
     ("method", "path", "headers", "status", "slug"),
     [
-        ("GET", "/", {}, 404, "not-found"),
+        ("GET", "/nothing", {}, 404, "not-found"),
+        ("DELETE", "/", {}, 405, "method-not-allowed"),
         ("GET", "/.problem/503", {}, 404, "not-found"),
         ("POST", "/v1/parse", {"Content-Length": str(100 * 2**20 + 1)}, 413, "body-too-large"),
     ],

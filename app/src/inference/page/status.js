@@ -1,0 +1,263 @@
+// Hosts, devices and queues, asked for every two seconds. Through an edge each answer is another host's: all that answer are kept.
+
+import { byId, bytes, make, number, problemOf, seconds } from "./common.js";
+
+const POLL_MS = 2000;
+const LIMIT_MS = 5000;
+/** A host that has said nothing for so many polls, times the number of hosts, is shown as lost. */
+const LOST_POLLS = 4;
+/** More workers than this are a bar, not cells. */
+const MOST_CELLS = 24;
+
+/** By host: {status, at, rates}. */
+const hosts = new Map();
+let paused = false;
+let asking = false;
+let timer = 0;
+let known = "";
+
+// ---- asking
+
+async function poll() {
+  clearTimeout(timer);
+  if (asking || paused || document.hidden) return;
+  asking = true;
+  try {
+    const response = await fetch("/status.json", { cache: "no-store", signal: AbortSignal.timeout(LIMIT_MS) });
+    const body = await response.text();
+    if (response.ok) {
+      keep(JSON.parse(body));
+      byId("trouble").hidden = true;
+    } else {
+      const problem = problemOf(response.status, body, response.headers.get("X-Request-ID"));
+      trouble(problem.title, `${problem.detail}${problem.requestId ? ` Request id ${problem.requestId}.` : ""}`);
+    }
+  } catch (error) {
+    trouble(
+      "The host does not answer",
+      error.name === "TimeoutError"
+        ? `Nothing came within ${LIMIT_MS / 1000} seconds. Asking again.`
+        : "The connection failed. Asking again.",
+    );
+  }
+  asking = false;
+  draw();
+  timer = setTimeout(poll, POLL_MS);
+}
+
+function trouble(title, detail) {
+  byId("trouble").hidden = false;
+  // Unchanged text is left alone, or it would be read out every two seconds.
+  if (byId("trouble-title").textContent !== title) byId("trouble-title").textContent = title;
+  byId("trouble-detail").textContent = hosts.size ? `${detail} Below is what was known last.` : detail;
+}
+
+function keep(status) {
+  const at = performance.now();
+  const before = hosts.get(status.host);
+  hosts.set(status.host, { status, at, rates: before ? rates(before, status, at) : new Map() });
+}
+
+/** Requests in a second, by device and service; a counter that went back belongs to new workers. */
+function rates(before, status, at) {
+  const spent = (at - before.at) / 1000;
+  const former = new Map(pairs(before.status).map(([key, one]) => [key, one.requests]));
+  return new Map(
+    pairs(status)
+      .filter(([key, one]) => one.requests >= former.get(key))
+      .map(([key, one]) => [key, (one.requests - former.get(key)) / spent]),
+  );
+}
+
+const pairs = (status) =>
+  status.devices.flatMap((device) =>
+    device.services.map((service) => [`${device.name} ${service.name} ${service.release}`, service]),
+  );
+
+// ---- drawing
+
+function draw() {
+  const list = [...hosts.values()].sort((one, other) => one.status.host.localeCompare(other.status.host));
+  const fresh = make("div", {}, ...list.map(host));
+  patch(byId("hosts"), fresh);
+  summarise(list);
+}
+
+function lost(one) {
+  return performance.now() - one.at > POLL_MS * LOST_POLLS * hosts.size;
+}
+
+function summarise(list) {
+  if (!list.length) return;
+  const devices = list.flatMap((one) => one.status.devices);
+  const out = devices.filter((device) => !device.in_rotation).length;
+  const gone = list.filter(lost).length;
+  const text = [
+    list.length > 1 ? `${list.length} hosts` : list[0].status.host,
+    `${devices.length - out} of ${devices.length} device${devices.length === 1 ? "" : "s"} in rotation`,
+    ...(gone ? [`${gone === list.length && gone === 1 ? "no answer" : `${gone} without an answer`}`] : []),
+  ].join(", ");
+  byId("summary").textContent = paused ? `${text}; paused` : text;
+  // Said aloud when it changes, and not when it is first seen.
+  if (known && known !== text) byId("said").textContent = text;
+  known = text;
+}
+
+function host(one) {
+  const { status, at } = one;
+  const gone = lost(one);
+  const age = (performance.now() - at) / 1000;
+  const up = since(status.since, status.time);
+  return make(
+    "section",
+    { class: gone ? "host stale" : "host" },
+    make(
+      "div",
+      { class: "bar" },
+      make("div", {}, make("h2", {}, status.host), make("p", { class: "small muted" }, `${status.release}${up ? `, deployed ${up} ago` : ""}`)),
+      gone
+        ? make("span", { class: "badge lost" }, `No answer for ${seconds(age)}`)
+        : make("span", { class: "small muted" }, age < 1.5 ? "Live" : `${seconds(age)} ago`),
+    ),
+    make("div", { class: "devices" }, ...status.devices.map((device) => deviceCard(device, one))),
+  );
+}
+
+function deviceCard(device, one) {
+  const out = device.out ?? {};
+  const ago = since(out.at, one.status.time);
+  return make(
+    "article",
+    { class: device.in_rotation ? "card device" : "card device out" },
+    make(
+      "div",
+      { class: "bar" },
+      make("div", {}, make("h3", {}, device.name), make("p", { class: "small muted" }, device.model || device.kind)),
+      device.in_rotation
+        ? make("span", { class: "badge" }, "In rotation")
+        : make("span", { class: "badge out" }, "Out of rotation"),
+    ),
+    device.in_rotation
+      ? null
+      : make("p", { class: "why" }, `${out.why || "No reason was given"}${out.by ? `. Taken out by ${out.by}` : ""}${ago ? `, ${ago} ago` : ""}`),
+    gauges(device),
+    ...device.services.map((service) => serviceBlock(service, one.rates.get(`${device.name} ${service.name} ${service.release}`))),
+    device.services.length ? null : make("p", { class: "small warn" }, "No service runs on it"),
+  );
+}
+
+function gauges(device) {
+  const { memory, utilization, temperature } = device;
+  const shown = [
+    memory && gauge("Memory", `${bytes(memory.used_bytes)} of ${bytes(memory.total_bytes)}`, memory.used_bytes / memory.total_bytes, 0.95),
+    given(utilization) && gauge("Utilisation", `${Math.round(utilization * 100)} %`, utilization, 2),
+    given(temperature) && gauge("Temperature", `${Math.round(temperature)} °C`, temperature / 100, 0.85),
+  ].filter(Boolean);
+  return shown.length ? make("div", { class: "gauges" }, ...shown) : null;
+}
+
+const given = (value) => value !== null && value !== undefined;
+
+/** A value as a bar; it is marked from `high` on. */
+function gauge(name, text, part, high) {
+  return make(
+    "div",
+    { class: "gauge" },
+    make("div", { class: "bar" }, make("span", { class: "muted" }, name), make("b", {}, text)),
+    meter(part, part >= high),
+  );
+}
+
+function meter(part, high) {
+  const filled = make("div");
+  filled.style.width = `${(Math.min(Math.max(part, 0), 1) * 100).toFixed(1)}%`;
+  return make("div", { class: high ? "meter high" : "meter", "aria-hidden": "true" }, filled);
+}
+
+function serviceBlock(service, rate) {
+  const { workers, busy, queue, queue_max: most } = service;
+  return make(
+    "div",
+    { class: "service" },
+    make(
+      "div",
+      { class: "bar" },
+      make("h4", {}, service.name, " ", make("span", { class: "small muted" }, service.route)),
+      make("span", { class: "small muted release" }, service.release),
+    ),
+    make(
+      "div",
+      { class: "gauge" },
+      make(
+        "div",
+        { class: "bar" },
+        make("span", { class: "muted" }, "Workers busy"),
+        workers ? make("b", {}, `${number(busy)} of ${number(workers)}`) : make("b", { class: "bad" }, "none runs"),
+      ),
+      workers <= MOST_CELLS
+        ? make("div", { class: "workers", "aria-hidden": "true" }, ...Array.from({ length: workers }, (_, place) => make("i", { class: place < busy ? "busy" : null })))
+        : meter(busy / workers),
+    ),
+    make(
+      "div",
+      { class: "gauge" },
+      make(
+        "div",
+        { class: "bar" },
+        make("span", { class: "muted" }, "Queue"),
+        make("b", {}, most ? `${number(queue)} of ${number(most)}` : number(queue)),
+      ),
+      most ? meter(queue / most, queue >= most * 0.8) : null,
+    ),
+    make(
+      "dl",
+      { class: "counts" },
+      ...[
+        ["In flight", number(service.in_flight)],
+        ["Per second", rate === undefined ? "–" : number(rate)],
+        ["Requests", number(service.requests)],
+        ["Rejected", number(service.rejected)],
+      ].map(([term, value]) => make("div", {}, make("dt", {}, term), make("dd", {}, value))),
+    ),
+  );
+}
+
+/** How long ago something was, by the clock of the host that tells of it; empty when that is not known. */
+function since(then, now) {
+  const moment = (value) => (typeof value === "number" ? value * 1000 : Date.parse(value));
+  const passed = (moment(now) - moment(then)) / 1000;
+  return Number.isFinite(passed) && passed >= 0 ? seconds(passed) : "";
+}
+
+/** Make one element's content like another's, and touch only what differs: what is being read or animated stays. */
+function patch(element, wanted) {
+  for (const { name } of [...element.attributes]) {
+    if (name !== "id" && !wanted.hasAttribute(name)) element.removeAttribute(name);
+  }
+  for (const { name, value } of [...wanted.attributes]) {
+    // The style is set through its own interface: the attribute is what the page's policy forbids.
+    if (name === "style") element.style.width = wanted.style.width;
+    else if (element.getAttribute(name) !== value) element.setAttribute(name, value);
+  }
+  const fresh = [...wanted.childNodes];
+  while (element.childNodes.length > fresh.length) element.lastChild.remove();
+  fresh.forEach((child, place) => {
+    const present = element.childNodes[place];
+    if (!present) element.append(child);
+    else if (present.nodeName !== child.nodeName) present.replaceWith(child);
+    else if (child.nodeType === Node.TEXT_NODE) {
+      if (present.data !== child.data) present.data = child.data;
+    } else patch(present, child);
+  });
+}
+
+// ---- what the person does
+
+byId("pause").addEventListener("click", () => {
+  paused = !paused;
+  byId("pause").textContent = paused ? "Go on" : "Pause";
+  draw();
+  poll();
+});
+document.addEventListener("visibilitychange", poll);
+poll();
