@@ -233,7 +233,11 @@ class Fleet:
             **variables,
         }
         found: list[Json] = self.roles.evaluate("site", "{{ __site_rendered }}", services=services, **given)
-        return json.loads(json.dumps(found))
+        found = json.loads(json.dumps(found))
+        if variables.get("site_page", True):
+            for site in found:
+                site["site"] = self.local(site["site"], ("/run/fleet-exporter/", f"{self.folder}/"))
+        return found
 
     def configuration(
         self, services: list[Json], upstreams: list[Json], **variables: Any
