@@ -8,6 +8,7 @@ import copy
 import json
 import socketserver
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -51,6 +52,8 @@ class Reply:
     headers: dict[str, str] = field(default_factory=dict)
     #: Close the connection instead.
     cut: bool = False
+    #: Seconds that it takes.
+    after: float = 0.0
 
 
 def recorded(name: str) -> Json:
@@ -85,6 +88,7 @@ class StandIn:
                 self.send(stand_in.reply)
 
             def send(self, reply: Reply) -> None:
+                time.sleep(reply.after)
                 if reply.cut:
                     self.close_connection = True
                     return
@@ -169,32 +173,34 @@ def status(*devices: Json, host: str = "host1") -> Json:
 
 
 class Site:
-    """nginx with two sites: OCR and another service on one port, that other service alone on a second one."""
+    """nginx with three sites: one with two services, and one for each of them alone."""
 
     def __init__(self, fleet: Fleet, app: StandIn) -> None:
         self.fleet = fleet
         self.app = app
-        self.port, self.other_port = processes.free_ports(2)
+        #: Both services; each of them alone.
+        self.port, self.ocr_port, self.echo_port = processes.free_ports(3)
 
     @contextmanager
     def serving(self, **variables: Any) -> Iterator[None]:
         """Serve until the end of the block."""
         self.fleet.release("r1", tree.ROOT / "app" / "src", tree.ROOT)
         services = [
-            {**OCR, "port": self.port},
+            {**OCR, "name": "read", "port": self.port},
             {**ECHO, "port": self.port},
-            {**ECHO, "name": "alone", "port": self.other_port},
+            {**OCR, "port": self.ocr_port, "max_body_mib": 100},
+            {**ECHO, "name": "echo-alone", "port": self.echo_port},
         ]
         with ExitStack() as stack:
             port = stack.enter_context(self.app.serving(self.fleet.folder / "http.sock"))
             address = f"127.0.0.1:{port}"
             upstreams = [{"service": one["name"], "device": "cpu0", "address": address} for one in services]
             self.fleet.lay(services, upstreams, site_listen_addresses=["127.0.0.1"], site_max_fails=0, **variables)
-            stack.enter_context(self.fleet.nginx([self.port, self.other_port]))
+            stack.enter_context(self.fleet.nginx([self.port, self.ocr_port, self.echo_port]))
             yield
 
-    def url(self, path: str = "/", alone: bool = False) -> str:
-        return f"http://127.0.0.1:{self.other_port if alone else self.port}{path}"
+    def url(self, path: str = "/", port: int = 0) -> str:
+        return f"http://127.0.0.1:{port or self.port}{path}"
 
 
 class Tab:

@@ -117,7 +117,7 @@ function host(one) {
       make("div", {}, make("h2", {}, status.host), make("p", { class: "small muted" }, `${status.release}${up ? `, deployed ${up} ago` : ""}`)),
       gone
         ? make("span", { class: "badge lost" }, `No answer for ${seconds(age)}`)
-        : make("span", { class: "small muted" }, age < 1.5 ? "Live" : `${seconds(age)} ago`),
+        : make("span", { class: "small muted live" }, age < 1.5 ? "Live" : `${seconds(age)} ago`),
     ),
     make("div", { class: "devices" }, ...status.devices.map((device) => deviceCard(device, one))),
   );
@@ -141,15 +141,23 @@ function deviceCard(device, one) {
       ? null
       : make("p", { class: "why" }, `${out.why || "No reason was given"}${out.by ? `. Taken out by ${out.by}` : ""}${ago ? `, ${ago} ago` : ""}`),
     gauges(device),
-    ...device.services.map((service) => serviceBlock(service, one.rates.get(`${device.name} ${service.name} ${service.release}`))),
+    ...device.services.map((service) =>
+      serviceBlock(service, one.rates.get(`${device.name} ${service.name} ${service.release}`), one.status.release),
+    ),
     device.services.length ? null : make("p", { class: "small warn" }, "No service runs on it"),
   );
+}
+
+/** "9.0 of 24 GB": the unit of the whole stands once where the part has the same. */
+function share({ used_bytes: used, total_bytes: total }) {
+  const [part, whole] = [bytes(used).split(" "), bytes(total).split(" ")];
+  return `${part[1] === whole[1] ? part[0] : part.join(" ")} of ${whole.join(" ")}`;
 }
 
 function gauges(device) {
   const { memory, utilization, temperature } = device;
   const shown = [
-    memory && gauge("Memory", `${bytes(memory.used_bytes)} of ${bytes(memory.total_bytes)}`, memory.used_bytes / memory.total_bytes, 0.95),
+    memory && gauge("Memory", share(memory), memory.used_bytes / memory.total_bytes, 0.95),
     given(utilization) && gauge("Utilisation", `${Math.round(utilization * 100)} %`, utilization, 2),
     given(temperature) && gauge("Temperature", `${Math.round(temperature)} °C`, temperature / 100, 0.85),
   ].filter(Boolean);
@@ -162,8 +170,9 @@ const given = (value) => value !== null && value !== undefined;
 function gauge(name, text, part, high) {
   return make(
     "div",
-    { class: "gauge" },
-    make("div", { class: "bar" }, make("span", { class: "muted" }, name), make("b", {}, text)),
+    { class: "gauge small" },
+    make("span", { class: "muted" }, name),
+    make("b", {}, text),
     meter(part, part >= high),
   );
 }
@@ -174,7 +183,7 @@ function meter(part, high) {
   return make("div", { class: high ? "meter high" : "meter", "aria-hidden": "true" }, filled);
 }
 
-function serviceBlock(service, rate) {
+function serviceBlock(service, rate, release) {
   const { workers, busy, queue, queue_max: most } = service;
   return make(
     "div",
@@ -183,7 +192,8 @@ function serviceBlock(service, rate) {
       "div",
       { class: "bar" },
       make("h4", {}, service.name, " ", make("span", { class: "small muted" }, service.route)),
-      make("span", { class: "small muted release" }, service.release),
+      // Another one than the host's: it is being switched, or went back.
+      service.release === release ? null : make("span", { class: "small muted release" }, service.release),
     ),
     make(
       "div",

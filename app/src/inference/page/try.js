@@ -21,7 +21,7 @@ function choose(chosen) {
   service = chosen;
   const image = service.input === "image";
   byId("heading").textContent = image ? "Read the text of an image" : `Try ${service.name}`;
-  byId("lede").textContent = `${service.model ? `${service.model} ` : ""}at POST ${service.route}`;
+  byId("lede").textContent = `Sent to the service ${service.name} at POST ${service.route}`;
   byId("invite").textContent = image ? "Drop an image here" : "Drop a file here";
   byId("choose").textContent = image ? "Choose an image" : "Choose a file";
   byId("limits").textContent = image
@@ -257,7 +257,7 @@ function showTiming(timing, took) {
   );
   const rows = known.map((stage) => [stage, stage[0].toUpperCase() + stage.slice(1), timing[stage]]);
   if (total !== null) rows.push(["total", "Total", total]);
-  rows.push(["trip", "Seen from here", took]);
+  rows.push(["trip", "Round trip", took]);
   byId("timing").replaceChildren(
     ...rows.map(([key, name, value]) =>
       make("div", { class: key }, make("dt", {}, name), make("dd", {}, milliseconds(value))),
