@@ -1,4 +1,4 @@
-"""What the tests need beside the controller's own .venv: the app's environment, nginx, a browser. All of it lies in .cache."""
+"""What the tests need beside .venv, all of it in .cache: the environment of the app, nginx, a browser."""
 
 import fcntl
 import hashlib
@@ -132,7 +132,7 @@ def unpack(folder: Path, *packages: str) -> bool:
         Unavailable: this is neither Debian nor Ubuntu.
     """
     if not shutil.which("apt-get"):
-        raise Unavailable(f"{packages[0]} is needed for the tests; mend it with: install it with this system's packages")
+        raise Unavailable(f"the tests need {packages[0]}; mend it with: install it with this system's packages")
     if os.geteuid() == 0 and not list(Path("/var/lib/apt/lists").glob("*_Packages*")):
         print("fetching the package lists (apt-get update)", flush=True)
         run("apt-get", "update", "--quiet=2")

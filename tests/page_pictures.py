@@ -1,28 +1,25 @@
-"""Takes the pictures of the page for the documents: docs/images/page-*.png.
-
-    .venv/bin/python -IB tests/page_pictures.py
-"""
+"""Takes the pictures of the page for the documents: `.venv/bin/python -IB tests/page_pictures.py`."""
 
 import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / folder) for folder in ("tests", "tools", "plugins/module_utils")]
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import rendering
+import tree
 from page_site import GIB, IMAGES, Site, StandIn, Tab, browsing, device, problem, recorded, status
 from processes import wait_for
 from stack import Fleet, Roles
 
-PICTURES = ROOT / "docs" / "images"
+PICTURES = tree.ROOT / "docs" / "images"
 INVOICE = IMAGES / "invoice.png"
 
 
 def save(tab: Tab, name: str, whole: bool = True) -> None:
     path = PICTURES / f"page-{name}.png"
     path.write_bytes(tab.picture(whole))
-    print(f"{path.relative_to(ROOT)}: {path.stat().st_size // 1024} kB")
+    print(f"{path.relative_to(tree.ROOT)}: {path.stat().st_size // 1024} kB")
 
 
 def shown(tab: Tab) -> None:

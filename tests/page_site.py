@@ -1,4 +1,4 @@
-"""The page as a host serves it: a real nginx over the roles' templates, behind it stand-ins for the app and the exporter.
+"""The page as a host serves it: a real nginx over the roles' templates, and stand-ins for the app and the exporter.
 
 For the tests of the page, and for the pictures of it in the documents.
 """
@@ -118,14 +118,15 @@ class StandIn:
     @contextmanager
     def serving(self, exporter: Path) -> Iterator[int]:
         """Listen as the app, on the port that this gives, and as the exporter."""
+        app = ThreadingHTTPServer(("127.0.0.1", 0), self.handler)
         servers: list[socketserver.BaseServer] = [
-            ThreadingHTTPServer(("127.0.0.1", 0), self.handler),
+            app,
             socketserver.ThreadingUnixStreamServer(str(exporter), self.handler),
         ]
         for server in servers:
             threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         try:
-            yield servers[0].server_address[1]  # type: ignore[attr-defined]
+            yield app.server_port
         finally:
             for server in servers:
                 server.shutdown()
@@ -239,7 +240,8 @@ class Tab:
 
     def complaints(self) -> list[str]:
         """What the console has said since the last time: errors, warnings, what the policy forbids."""
-        return [f"{one['source']}: {one['message']}" for one in self.driver.get_log("browser")]
+        found: list[Json] = self.driver.get_log("browser")  # type: ignore[no-untyped-call]
+        return [f"{one['source']}: {one['message']}" for one in found]
 
     # ---- the window
 

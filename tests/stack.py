@@ -270,8 +270,8 @@ class Fleet:
         if not root.exists():
             root.mkdir()
             (self.folder / "nginx-temporary").mkdir()
-            types = ("text/html html", "text/css css", "application/javascript js", "image/png png", "image/svg+xml svg")
-            lines = [f"    {one};\n" for one in (*types, "application/json json")]
+            types = ("text/html html", "text/css css", "application/javascript js", "application/json json")
+            lines = [f"    {one};\n" for one in (*types, "image/png png", "image/svg+xml svg")]
             (root / "mime.types").write_text("types {\n" + "".join(lines) + "}\n")
             lines = [f"uwsgi_param {name} {value};\n" for name, value in UWSGI_PARAMS.items()]
             (root / "uwsgi_params").write_text("".join(lines))

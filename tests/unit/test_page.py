@@ -4,15 +4,12 @@ import http.client
 import json
 import re
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import ansible_modules
-import processes
 import pytest
 import tree
-from page_site import GIB, IMAGES, Reply, Site, StandIn, Tab, browsing, device, problem, recorded, status
+from page_site import IMAGES, Reply, Site, StandIn, Tab, browsing, device, problem, recorded, status
 from processes import wait_for
 from selenium.webdriver import ActionChains, Keys
 from selenium.webdriver.support.select import Select
@@ -34,8 +31,8 @@ PATHS = ["/", "/status", "/assets/try.js", "/assets/style.css", "/.fleet/service
 #: What stands on the screen with too little contrast to what is behind it, by WCAG 2.1, level AA.
 FAINT = """
 const parse = (text) => { const [r, g, b, a = 1] = text.match(/[\\d.]+/g).map(Number); return [r, g, b, a]; };
-const light = ([r, g, b]) => [r, g, b].map((v) => v / 255).map((v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
-  .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+const linear = (value) => value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4;
+const light = ([r, g, b]) => 0.2126 * linear(r / 255) + 0.7152 * linear(g / 255) + 0.0722 * linear(b / 255);
 const behind = (node) => {
   for (let one = node; one; one = one.parentElement) {
     const found = parse(getComputedStyle(one).backgroundColor);
@@ -50,12 +47,6 @@ return [...document.querySelectorAll("body *:not(svg *)")].filter((one) =>
   const [a, b] = [light(parse(getComputedStyle(one).color)), light(behind(one))];
   return [(Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05), one.tagName, one.className, one.textContent.slice(0, 30)];
 }).filter(([ratio]) => ratio < 4.5);
-"""
-PASTE = """
-const [encoded, type, target] = arguments;
-const file = new File([Uint8Array.from(atob(encoded), (c) => c.charCodeAt(0))], "pasted.png", { type });
-const carried = new DataTransfer();
-carried.items.add(file);
 """
 
 
@@ -150,7 +141,9 @@ def test_the_files_may_do_nothing_but_what_the_page_needs(site: Site, path: str,
     assert headers.get_all("Referrer-Policy") == ["no-referrer"]
 
 
-@pytest.mark.parametrize("path", ["/assets/", "/assets/index.html", "/assets/../config.py", "/assets/no.js", "/index.html"])
+@pytest.mark.parametrize(
+    "path", ["/index.html", *(f"/assets/{name}" for name in ("", "index.html", "../x.py", "no.js"))]
+)
 def test_nothing_else_of_the_release_can_be_had(site: Site, path: str) -> None:
     got, headers, _ = ask(site, "GET", path)
     assert (got, headers["Content-Type"]) == (404, "application/problem+json")
@@ -171,7 +164,10 @@ def test_every_file_that_the_page_names_is_there() -> None:
             if word.startswith("/assets/"):
                 assert (PAGE / word.removeprefix("/assets/")).is_file(), f"{name} names {word}"
         assert "style=" not in text, name
-        elsewhere = set(re.findall(r"\bhttps?:[^\s\"<']*", text)) - {"http://www.w3.org/2000/svg", "http://HOST:8100/v1/parse"}
+        elsewhere = set(re.findall(r"\bhttps?:[^\s\"<']*", text)) - {
+            "http://www.w3.org/2000/svg",
+            "http://HOST:8100/v1/parse",
+        }
         assert not elsewhere, name
 
 
@@ -318,7 +314,8 @@ def test_an_image_without_text(tab: Tab, site: Site) -> None:
 def test_other_services_show_their_json(tab: Tab, site: Site) -> None:
     Select(tab.find("#service")).select_by_visible_text("echo, /v1/echo")
     tab.wait("#heading", "Try echo")
-    answer = {"echo": "<b>hello</b>", "device": "gpu1", "timing_ms": {"queue": 0.1, "decode": 0.2, "compute": 3, "total": 4}}
+    timing = {"queue": 0.1, "decode": 0.2, "compute": 3, "total": 4}
+    answer = {"echo": "<b>hello</b>", "device": "gpu1", "timing_ms": timing}
     site.app.answer(answer)
     tab.find("#text").send_keys("Grüße")
     tab.find("#send").click()
@@ -429,10 +426,10 @@ BUSY = problem(503, "busy", "Busy", "64 requests wait already.", **{"Retry-After
 @pytest.mark.parametrize(
     ("reply", "title", "detail"),
     [
-        (problem(400, "unreadable-input", "Unreadable Input", "The PNG image is truncated."), "Unreadable Input", "truncated"),
+        (problem(400, "unreadable-input", "Unreadable Input", "It is truncated."), "Unreadable Input", "truncated"),
         (problem(415, "unsupported-input", "Unsupported Input", "Not an image."), "Unsupported Input", "Not an image"),
         (problem(422, "too-many-pixels", "Too Many Pixels", "The limit is 50000000."), "Too Many Pixels", "50000000"),
-        (problem(500, "internal-error", "Internal Server Error", "The server failed."), "Internal Server Error", "failed"),
+        (problem(500, "internal-error", "Internal Error", "The server failed."), "Internal Error", "failed"),
         (problem(504, "over-time", "Over Time", "It took too long."), "Over Time", "too long"),
         (BUSY, "Busy", "64 requests wait already."),
         (Reply(403, b"<h1>no</h1>", {"Content-Type": "text/html"}), "Unexpected answer 403", "a proxy in front"),
@@ -538,15 +535,12 @@ def test_the_view_follows_the_host(tab: Tab, site: Site) -> None:
     assert "deployed 13 h ago" in tab.text(".host .bar")
     assert nameless(tab) == []
     out = {"by": "fleet-watch", "why": "uncorrected ECC errors", "at": "2026-11-25T09:19:15Z"}
-    site.app.tell(
-        status(device("gpu0", busy=1, requests=1100, rejected=2), device("gpu1", in_rotation=False, out=out, memory=None))
-    )
+    taken = device("gpu1", in_rotation=False, out=out, memory=None)
+    site.app.tell(status(device("gpu0", busy=1, requests=1100, rejected=2), taken))
     tab.wait(".badge.out", "Out of rotation")
     assert tab.text(".why") == "uncorrected ECC errors. Taken out by fleet-watch, 12 min ago"
     assert tab.text("#summary") == "host1, 1 of 2 devices in rotation"
     assert tab.find("#said").get_attribute("textContent") == "host1, 1 of 2 devices in rotation"
-    counts = dict(zip([one.text for one in tab.all(".counts dt")], [one.text for one in tab.all(".counts dd")], strict=True))
-    assert counts["Requests"] == "0"
     shown = tab.pairs(".device:first-child .counts")
     assert (shown["Requests"], shown["Rejected"]) == ("1,100", "2")
     assert 10 < float(shown["Per second"]) < 60

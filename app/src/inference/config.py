@@ -161,8 +161,8 @@ def _route(value: str) -> str:
         raise ValueError(f"must not be one of {', '.join(RESERVED_ROUTES)}: they answer about health")
     if SITE_ROUTES.fullmatch(value):
         raise ValueError(
-            "must not be /status, /status.json, /docs, /openapi.json or below /assets/, /openapi/, /.fleet/, /.problem/: "
-            f"the site in front has pages there; take another, such as /v1{value}"
+            "must not be /status, /status.json, /docs, /openapi.json, or below /assets/, /openapi/, /.fleet/ or "
+            f"/.problem/: the site in front has pages there; take another, such as /v1{value}"
         )
     return value
 
