@@ -1,16 +1,22 @@
-// Hosts, devices and queues, asked for every two seconds. Through an edge each answer is another host's: all that answer are kept.
+// Hosts, devices and queues, asked for every two seconds. An edge gives the answer of one host after the other: all are kept.
 
 import { byId, bytes, make, number, problemOf, seconds } from "./common.js";
 
 const POLL_MS = 2000;
 const LIMIT_MS = 5000;
-/** A host that has said nothing for so many polls, times the number of hosts, is shown as lost. */
-const LOST_POLLS = 4;
+/** Behind an edge with more hosts than this, each is asked more seldom than every two seconds. */
+const MOST_IN_TURN = 4;
+/** A host that has said nothing for so many turns is shown as lost. */
+const LOST_TURNS = 4;
+/** How long a problem of one host is shown when nothing more is heard of it. */
+const TROUBLE_MS = 30000;
 /** More workers than this are a bar, not cells. */
 const MOST_CELLS = 24;
 
 /** By host: {status, at, rates}. */
 const hosts = new Map();
+/** By host, or "" where that is not known: {title, detail, at}. */
+const troubles = new Map();
 let paused = false;
 let asking = false;
 let timer = 0;
@@ -27,13 +33,15 @@ async function poll() {
     const body = await response.text();
     if (response.ok) {
       keep(JSON.parse(body));
-      byId("trouble").hidden = true;
     } else {
       const problem = problemOf(response.status, body, response.headers.get("X-Request-ID"));
-      trouble(problem.title, `${problem.detail}${problem.requestId ? ` Request id ${problem.requestId}.` : ""}`);
+      const name = response.headers.get("X-Fleet-Host") ?? "";
+      const id = problem.requestId ? ` Request id ${problem.requestId}.` : "";
+      note(name, problem.title, `${name ? `${name}: ` : ""}${problem.detail}${id}`);
     }
   } catch (error) {
-    trouble(
+    note(
+      "",
       "The host does not answer",
       error.name === "TimeoutError"
         ? `Nothing came within ${LIMIT_MS / 1000} seconds. Asking again.`
@@ -42,19 +50,33 @@ async function poll() {
   }
   asking = false;
   draw();
-  timer = setTimeout(poll, POLL_MS);
+  timer = setTimeout(poll, turn() / Math.max(1, hosts.size));
 }
 
-function trouble(title, detail) {
-  byId("trouble").hidden = false;
-  // Unchanged text is left alone, or it would be read out every two seconds.
-  if (byId("trouble-title").textContent !== title) byId("trouble-title").textContent = title;
-  byId("trouble-detail").textContent = hosts.size ? `${detail} Below is what was known last.` : detail;
+/** Milliseconds in which every host is asked once. */
+const turn = () => POLL_MS * Math.max(1, hosts.size / MOST_IN_TURN);
+
+function note(name, title, detail) {
+  // One that stays as it is keeps its text with its first request id, or it would be read out every two seconds.
+  const same = troubles.get(name)?.title === title;
+  troubles.set(name, { title, detail: same ? troubles.get(name).detail : detail, at: performance.now() });
+}
+
+function drawTroubles() {
+  for (const [name, one] of troubles) if (performance.now() - one.at > TROUBLE_MS) troubles.delete(name);
+  const [first] = troubles.values();
+  byId("trouble").hidden = !first;
+  if (!first) return;
+  const detail = hosts.size ? `${first.detail} Below is what was known last.` : first.detail;
+  if (byId("trouble-title").textContent !== first.title) byId("trouble-title").textContent = first.title;
+  if (byId("trouble-detail").textContent !== detail) byId("trouble-detail").textContent = detail;
 }
 
 function keep(status) {
   const at = performance.now();
   const before = hosts.get(status.host);
+  troubles.delete(status.host);
+  troubles.delete("");
   hosts.set(status.host, { status, at, rates: before ? rates(before, status, at) : new Map() });
 }
 
@@ -80,11 +102,12 @@ function draw() {
   const list = [...hosts.values()].sort((one, other) => one.status.host.localeCompare(other.status.host));
   const fresh = make("div", {}, ...list.map(host));
   patch(byId("hosts"), fresh);
+  drawTroubles();
   summarise(list);
 }
 
 function lost(one) {
-  return performance.now() - one.at > POLL_MS * LOST_POLLS * hosts.size;
+  return performance.now() - one.at > turn() * LOST_TURNS;
 }
 
 function summarise(list) {
@@ -114,10 +137,10 @@ function host(one) {
     make(
       "div",
       { class: "bar" },
-      make("div", {}, make("h2", {}, status.host), make("p", { class: "small muted" }, `${status.release}${up ? `, deployed ${up} ago` : ""}`)),
+      make("div", {}, make("h2", {}, status.host), make("p", { class: "small muted" }, `${status.release ?? "Nothing is deployed"}${up ? `, deployed ${up} ago` : ""}`)),
       gone
         ? make("span", { class: "badge lost" }, `No answer for ${seconds(age)}`)
-        : make("span", { class: "small muted live" }, age < 1.5 ? "Live" : `${seconds(age)} ago`),
+        : make("span", { class: "small muted live" }, age < 4 ? "Live" : `${seconds(age)} ago`),
     ),
     make("div", { class: "devices" }, ...status.devices.map((device) => deviceCard(device, one))),
   );
