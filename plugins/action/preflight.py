@@ -20,6 +20,8 @@ SERVICE_NAME = re.compile(r"^(?=.{1,31}$)[a-z][a-z0-9]*(-[a-z0-9]+)*$")
 DEVICE_NAME = re.compile(r"^[a-z][a-z0-9]{0,15}$")
 #: As in the app's own settings.
 ROUTE = re.compile(r"(/[A-Za-z0-9._~-]+)+")
+#: Paths that nginx's sites have for themselves; as in the app's own settings.
+TAKEN = re.compile(r"/(status|status\.json|docs|openapi\.json)|/(assets|openapi|\.fleet|\.problem)(/.*)?")
 ENVIRONMENT_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
 MODEL = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
 #: Options that the vassal's template sets itself; given twice, uWSGI would take both.
@@ -125,6 +127,11 @@ def service_complaints(services: list[Mapping[str, Any]], stop_seconds: int, ngi
             )
         if service["route"] in {"/healthz", "/readyz", "/version"}:
             complaints.append(f"service {name}: route {service['route']} is taken by the health checks.")
+        if TAKEN.fullmatch(service["route"]):
+            complaints.append(
+                f"service {name}: route {service['route']} is taken by the site's own pages (/status, /docs, /openapi.json, "
+                f"and what is below /assets/, /openapi/ and /.fleet/). Take another, for example /v1{service['route']}."
+            )
         custom = service["wsgi_file"] or service["module"] != "inference.wsgi"
         if not custom and not MODEL.match(service["model"]):
             complaints.append(

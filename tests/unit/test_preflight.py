@@ -117,6 +117,8 @@ def test_a_good_service_has_no_complaint() -> None:
         ({"route": "/v1/{id}"}, "route is '/v1/{id}'"),
         ({"route": "/a;}"}, "route is '/a;}'"),
         ({"route": "/readyz"}, "route /readyz is taken by the health checks"),
+        ({"route": "/status"}, "route /status is taken by the site's own pages"),
+        ({"route": "/openapi/ocr.json"}, "Take another, for example /v1/openapi/ocr.json."),
         ({"model": "OcrModel"}, "model is 'OcrModel'; it takes MODULE:CLASS"),
         ({"model": ""}, "model is ''; it takes MODULE:CLASS"),
         ({"port": 0}, "port is 0; it takes 1 to 65535"),

@@ -26,6 +26,8 @@ MAX_SOCKET_PATH_BYTES = 107
 LOG_LEVELS = ("debug", "info", "warning", "error")
 #: Routes of the health blueprint; a service may not take them.
 RESERVED_ROUTES = ("/healthz", "/readyz", "/version")
+#: Paths that nginx answers in front of the app; a service there would never be asked.
+SITE_ROUTES = re.compile(r"/(status|status\.json|docs|openapi\.json)|/(assets|openapi|\.fleet|\.problem)(/.*)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +161,11 @@ def _route(value: str) -> str:
     value = _matching(r"(/[A-Za-z0-9._~-]+)+", "a path such as /v1/parse, without a slash at its end")(value)
     if value in RESERVED_ROUTES:
         raise ValueError(f"must not be one of {', '.join(RESERVED_ROUTES)}: they answer about health")
+    if SITE_ROUTES.fullmatch(value):
+        raise ValueError(
+            "must not be /status, /status.json, /docs, /openapi.json, or below /assets/, /openapi/, /.fleet/ or "
+            f"/.problem/: the site in front has pages there; take another, such as /v1{value}"
+        )
     return value
 
 
