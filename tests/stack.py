@@ -225,7 +225,8 @@ class Fleet:
     def sites(self, services: list[Json], upstreams: list[Json], **variables: Any) -> list[Json]:
         """The rendered sites, by the very expression of the role, with places for addresses."""
         devices = [{"name": name} for name in dict.fromkeys(one["device"] for one in upstreams)]
-        given = {"inventory_hostname": "host1", "fleet_devices": devices, **variables}
+        release = {"id": "r1", "dir": str(self.folder / "releases" / "r1")}
+        given = {"inventory_hostname": "host1", "fleet_devices": devices, "fleet_release": release, **variables}
         found: list[Json] = self.roles.evaluate("site", "{{ __site_rendered }}", services=services, **given)
         return json.loads(json.dumps(found))
 

@@ -8,12 +8,38 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from described import Document
 from doubles import Clock, LogLines, PuppetModel
 from flask.testing import FlaskClient
 from inference.app import InferenceApp, create_app
 from inference.config import Config
 from inference.model import Model
 from inference.models.echo import EchoModel
+from werkzeug.test import TestResponse
+
+
+class CheckingClient(FlaskClient):
+    """Hold each answer against the description that the app gives of itself."""
+
+    def open(self, *args: Any, **kwargs: Any) -> TestResponse:
+        """Send a request.
+
+        Raises:
+            AssertionError: the answer is not as described.
+        """
+        response = super().open(*args, **kwargs)
+        assert isinstance(self.application, InferenceApp)
+        sent = response.request
+        Document(self.application.description).check(
+            sent.method, sent.path, response.status_code, response.headers, response.data
+        )
+        return response
+
+
+@pytest.fixture(autouse=True)
+def every_answer_is_as_described(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Check all that any test gets from a test client."""
+    monkeypatch.setattr(InferenceApp, "test_client_class", CheckingClient)
 
 
 @pytest.fixture

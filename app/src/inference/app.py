@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from flask import Flask
 from flask.json.provider import DefaultJSONProvider
 
-from inference import lifecycle, loader, problems
+from inference import lifecycle, loader, openapi, problems
 from inference.batch_runner import BatchRunner
-from inference.blueprints import health, service
+from inference.blueprints import api, health, service
 from inference.config import Config
 from inference.model import Model
 from inference.runner import ModelRunner, Runner
@@ -47,6 +47,8 @@ class InferenceApp(Flask):
         super().__init__("inference", static_folder=None)
         #: The model and its health.
         self.runner = runner
+        #: The description of its API.
+        self.description: dict[str, Any] = {}
         self._service = service.Service(config, runner)
 
     def wsgi_app(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -78,4 +80,7 @@ def create_app(config: Config | None = None, model: Model[Any, Any] | None = Non
     app.register_blueprint(service.create(config))
     app.register_blueprint(health.create(config, runner))
     runner.start()
+    # Only now: what a model says of itself may depend on its options and on its files.
+    app.description = openapi.document(config, model)
+    app.register_blueprint(api.create(app.description))
     return app

@@ -24,8 +24,21 @@ MODES = ("process", "batch")
 #: Bytes of a Unix socket's path that Linux takes, without the zero at its end.
 MAX_SOCKET_PATH_BYTES = 107
 LOG_LEVELS = ("debug", "info", "warning", "error")
-#: Routes of the health blueprint; a service may not take them.
-RESERVED_ROUTES = ("/healthz", "/readyz", "/version")
+#: Routes of the app's other blueprints; a service may not take them.
+RESERVED_ROUTES = (
+    "/healthz",
+    "/readyz",
+    "/version",
+    "/openapi.json",
+)
+#: Further paths that a host's nginx answers; a service may not take them, or what lies below those that end in a slash.
+RESERVED_PATHS = (
+    "/docs",
+    "/openapi/",
+)
+RESERVED_BELOW = tuple(path for path in RESERVED_PATHS if path.endswith("/"))
+#: What ``X-Request-Deadline-Ms`` looks like.
+DEADLINE_PATTERN = r"[0-9]{1,12}(\.[0-9]{1,6})?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,8 +168,9 @@ def _number(low: float, high: float, unit: str = "seconds") -> Callable[[str], f
 
 def _route(value: str) -> str:
     value = _matching(r"(/[A-Za-z0-9._~-]+)+", "a path such as /v1/parse, without a slash at its end")(value)
-    if value in RESERVED_ROUTES:
-        raise ValueError(f"must not be one of {', '.join(RESERVED_ROUTES)}: they answer about health")
+    if value in RESERVED_ROUTES + RESERVED_PATHS or value.startswith(RESERVED_BELOW):
+        taken = ", ".join(RESERVED_ROUTES + RESERVED_PATHS)
+        raise ValueError(f"must not be one of {taken}: they are taken")
     return value
 
 
