@@ -49,6 +49,10 @@ class Document:
         whole = Resource.from_contents(self._document, default_specification=DRAFT202012)
         self._registry: Registry[Any] = Registry().with_resource(NAME, whole)
 
+    def has(self, path: str) -> bool:
+        """Whether a path is described."""
+        return path.partition("?")[0] in self._document["paths"]
+
     def check(self, method: str, path: str, status: int, headers: Mapping[str, str], body: bytes) -> None:
         """Check one answer.
 
@@ -57,6 +61,7 @@ class Document:
         """
         if status == NOBODY_SEES:
             return
+        path = path.partition("?")[0]
         where = f"{method} {path}: {status}"
         item = self._document["paths"].get(path)
         operation = (item or {}).get(method.lower())

@@ -1,5 +1,6 @@
 """What preflight refuses before anything is changed, and that it lets good inventories pass."""
 
+import ast
 import json
 import os
 import platform
@@ -97,6 +98,29 @@ def test_every_variable_of_every_role_is_known() -> None:
 
 
 # ---- services
+
+
+def test_taken_routes_are_those_that_the_app_refuses() -> None:
+    """The app's environment is not the controller's, so its settings are read and not imported."""
+    code = ast.parse((tree.ROOT / "app" / "src" / "inference" / "config.py").read_text())
+    found = {
+        node.targets[0].id: ast.literal_eval(node.value)
+        for node in code.body
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and isinstance(node.value, ast.Tuple)
+    }
+    assert found["RESERVED_ROUTES"] == preflight.RESERVED_ROUTES
+    assert found["RESERVED_PATHS"] == preflight.RESERVED_PATHS
+
+
+def test_what_nginx_answers_is_described() -> None:
+    code = ast.parse((tree.ROOT / "app" / "src" / "inference" / "openapi.py").read_text())
+    (described,) = (
+        ast.literal_eval(node.value)
+        for node in code.body
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == "FROM_NGINX"
+    )
+    variables = yaml.safe_load((tree.ROOT / "roles" / "site" / "vars" / "main.yml").read_text())
+    assert [tuple(one[:3]) for one in variables["__site_problems"]] == list(described)
 
 
 def test_a_good_service_has_no_complaint() -> None:

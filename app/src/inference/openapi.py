@@ -317,10 +317,13 @@ def _post(config: Config, model: Model[Any, Any], said: Description, schemas: Ma
 
 def _bodies(model: Model[Any, Any], said: Description, schemas: Mapping[str, Json]) -> Json:
     found = {body.media_type: _body(body, schemas.get(f"body {n}")) for n, body in enumerate(said.bodies)}
-    field = schemas.get("body 0", BYTES)
-    form = {"type": "object", "properties": {model.field: field}, "required": [model.field]}
-    kinds = ", ".join(body.media_type for body in said.bodies)
-    found["multipart/form-data"] = {"schema": form, "encoding": {model.field: {"contentType": kinds}}}
+    # A part of a form is bytes, unless the model reads nothing but JSON or text.
+    kinds = [body for body in said.bodies if body.schema is None] or list(said.bodies)
+    part = BYTES if kinds[0].schema is None else schemas["body 0"]
+    found["multipart/form-data"] = {
+        "schema": {"type": "object", "properties": {model.field: part}, "required": [model.field]},
+        "encoding": {model.field: {"contentType": ", ".join(body.media_type for body in kinds)}},
+    }
     return found
 
 
