@@ -51,15 +51,15 @@ class Place(Struct, frozen=True, kw_only=True):
 class Alive(Place, frozen=True, kw_only=True):
     """The process lives."""
 
-    status: Literal["alive"] = "alive"
+    status: Literal["alive"]
 
 
 class Ready(Place, frozen=True, kw_only=True):
     """The sample has given its known answer on this device, not long ago."""
 
-    status: Literal["ready"] = "ready"
-    last_success: Annotated[str, Meta(description="When.", extra_json_schema={"format": "date-time"})]
-    age_seconds: Annotated[float, Meta(ge=0, description="How long that is ago.")]
+    status: Literal["ready"]
+    last_success: Annotated[str, Meta(description="When that was.", extra_json_schema={"format": "date-time"})]
+    age_seconds: Annotated[float, Meta(ge=0, description="How long ago that was.")]
 
 
 class Version(Place, frozen=True, kw_only=True):

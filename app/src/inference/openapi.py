@@ -213,7 +213,8 @@ def _add_members(
         raise ConfigError(f"model {model.name!r} describes its answer by something else than an object with properties")
     timing = answer["properties"].pop("timing_ms")
     answer["properties"] |= {**theirs["properties"], "timing_ms": timing}
-    answer["required"] = [*answer["required"], *theirs.get("required", [])]
+    needed = {*answer["required"], *theirs.get("required", [])}
+    answer["required"] = [name for name in answer["properties"] if name in needed]
     answer["description"] = theirs.get("description", answer["description"])
     if members and "$ref" in members and f'"{members["$ref"]}"' not in json.dumps(components):
         del components[members["$ref"].rsplit("/", 1)[1]]

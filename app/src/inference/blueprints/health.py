@@ -31,14 +31,14 @@ def create(config: Config, runner: ModelRunner) -> Blueprint:
     @blueprint.get("/healthz")
     def healthz() -> Response:
         """The process lives and answers; says nothing of the model."""
-        return _respond(Alive(**place))
+        return _respond(Alive(status="alive", **place))
 
     @blueprint.get("/readyz")
     def readyz() -> Response:
         """The sample has given its known answer in this worker, on this device, not long ago."""
         health = runner.health()
         last = logs.timestamp(health.last_success)
-        return _respond(Ready(**place, last_success=last, age_seconds=round(health.age, 3)))
+        return _respond(Ready(status="ready", **place, last_success=last, age_seconds=round(health.age, 3)))
 
     @blueprint.get("/version")
     def version() -> Response:
