@@ -94,7 +94,9 @@ def examples_in(part: Any) -> list[tuple[Json, Any]]:
     if isinstance(part.get("schema"), dict):
         values = [one["value"] for one in part.get("examples", {}).values()]
         found += [(part["schema"], value) for value in [*values, *([part["example"]] if "example" in part else [])]]
-    return found + [pair for key, one in part.items() if key not in {"example", "examples"} for pair in examples_in(one)]
+    return found + [
+        pair for key, one in part.items() if key not in {"example", "examples"} for pair in examples_in(one)
+    ]
 
 
 @pytest.mark.parametrize("model", [EchoModel, OcrModel, PuppetModel])
@@ -178,7 +180,8 @@ def test_model_that_says_nothing_may_answer_anything(make_app: Callable[..., Fla
 
 
 @pytest.mark.parametrize(
-    ("answer", "said"), [({"type": "array"}, "an object with properties"), (complex, "without a JSON Schema"), (int, "an object")]
+    ("answer", "said"),
+    [({"type": "array"}, "an object with properties"), (complex, "without a JSON Schema"), (int, "an object")],
 )
 def test_description_that_cannot_be_used_stops_the_start(config: Config, answer: Any, said: str) -> None:
     with pytest.raises(ConfigError, match=rf"model 'puppet' describes .*{said}"):
@@ -188,7 +191,9 @@ def test_description_that_cannot_be_used_stops_the_start(config: Config, answer:
 # ---- the check itself: it fails when code and description part ways
 
 
-def test_member_that_is_not_described(client: FlaskClient, puppet: PuppetModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_member_that_is_not_described(
+    client: FlaskClient, puppet: PuppetModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(puppet, "encode", lambda output: {"length": 1, "colour": "red"})
     with pytest.raises(AssertionError, match=r"POST /v1/test: 200: .*'colour' was unexpected"):
         client.post("/v1/test", data=b"x")
@@ -231,7 +236,9 @@ def test_problem_of_a_type_that_is_not_described(client: FlaskClient, puppet: Pu
 
 
 DOCUMENT: Json = {
-    "paths": {"/x": {"get": {"responses": {"200": {"headers": {"A": {"required": True, "schema": {"type": "integer"}}}}}}}},
+    "paths": {
+        "/x": {"get": {"responses": {"200": {"headers": {"A": {"required": True, "schema": {"type": "integer"}}}}}}}
+    },
     "components": {"schemas": {}, "responses": {"Problem404": {}, "Problem405": {}}},
 }
 

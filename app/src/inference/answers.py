@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from inference.config import MODES
+
 Milliseconds = Annotated[float, Meta(ge=0)]
 RequestId = Annotated[str, Meta(pattern="^[A-Za-z0-9._~:+=/-]{1,128}$", description="As in the header X-Request-ID.")]
 
@@ -67,7 +69,13 @@ class Version(Place, frozen=True, kw_only=True):
 
     version: Annotated[str, Meta(description="Version of the service's code.")]
     model: Annotated[str, Meta(description="Name of the model.")]
-    mode: Annotated[Literal["process", "batch"], Meta(description="Whether each worker computes, or one process computes batches.")]
+    mode: Annotated[
+        str,
+        Meta(
+            description="Whether each worker computes, or one process computes batches.",
+            extra_json_schema={"enum": list(MODES)},
+        ),
+    ]
     torch_device: Annotated[str, Meta(description="The device as torch calls it.")]
     python: Annotated[str, Meta(description="Version of Python.")]
     torch: Annotated[str, Meta(description="Version of torch, where the process has loaded it.")] | UnsetType = UNSET

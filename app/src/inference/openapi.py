@@ -39,7 +39,7 @@ FROM_NGINX = (
 #: Any route may answer with these: nginx does before the app sees the request, or in its place.
 ANYWHERE = (400, 408, 411, 413, 414, 429, 431, 500, 501, 503, 504, 505)
 #: Errors of the app that any model's route may answer with. Nobody sees a ClientLeft.
-OF_THE_SERVICE = (
+OF_THE_SERVICE: tuple[type[Problem], ...] = (
     errors.UnreadableInput,
     errors.LengthRequired,
     errors.BodyTooLarge,
@@ -105,16 +105,16 @@ PARAMETERS: Json = {
     "X-Request-ID": {
         "name": "X-Request-ID",
         "in": "header",
-        "description": "Stands in the answer and in every log line. Kept when it has 1 to 128 of `A-Z a-z 0-9 . _ ~ : + = / -`; "
-        "another one is replaced.",
+        "description": "Stands in the answer and in every log line. Kept when it has 1 to 128 of "
+        "`A-Z a-z 0-9 . _ ~ : + = / -`; another one is replaced.",
         "schema": {"type": "string"},
         "example": "order-17",
     },
     "X-Request-Deadline-Ms": {
         "name": "X-Request-Deadline-Ms",
         "in": "header",
-        "description": "Milliseconds from its arrival after which the client does not wait any more: the request is then "
-        "answered with 504 and not computed. The service's own limit counts where it is earlier.",
+        "description": "Milliseconds from its arrival after which the client does not wait any more: the request is "
+        "then answered with 504 and not computed. The service's own limit counts where it is earlier.",
         "schema": {"type": "string", "pattern": f"^{DEADLINE_PATTERN}$"},
         "example": "1500",
     },
@@ -164,10 +164,10 @@ def _text(config: Config, model: Model[Any, Any], said: Description) -> str:
     parts = [
         said.text,
         f"Model {model.name}, service {config.service}.",
-        "Every error is `application/problem+json` (RFC 9457), from the service and from nginx alike; programs may switch "
-        "on its `type`. Every answer has `X-Request-ID`.",
-        f"A body has at most {config.max_body_bytes} bytes. A request that has waited {config.timeout_seconds:g} s is not "
-        "computed any more.",
+        "Every error is `application/problem+json` (RFC 9457), from the service and from nginx alike; programs may "
+        "switch on its `type`. Every answer has `X-Request-ID`.",
+        f"A body has at most {config.max_body_bytes} bytes. A request that has waited {config.timeout_seconds:g} s "
+        "is not computed any more.",
     ]
     return "\n\n".join(part for part in parts if part)
 

@@ -185,7 +185,12 @@ class ProgramModel(Model[Item, Any]):
             "minItems": len(self._specs),
             "maxItems": len(self._specs),
         }
-        body = {"type": "object", "properties": {"inputs": inputs}, "required": ["inputs"], "additionalProperties": False}
+        body = {
+            "type": "object",
+            "properties": {"inputs": inputs},
+            "required": ["inputs"],
+            "additionalProperties": False,
+        }
         count = len(self._sample.expected["outputs"])
         outputs = {
             "type": "array",

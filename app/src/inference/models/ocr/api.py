@@ -35,11 +35,33 @@ class Page(Struct, frozen=True):
 
 DESCRIPTION = Description(
     summary="Read the text in an image",
-    text="The bytes decide what kind of image it is, not the media type. Of a file with several pages the first is read.",
+    text="The bytes decide what kind of image it is, not the media type. "
+    "Of a file with several pages the first is read.",
     bodies=[Body(f"image/{kind}") for kind in ("png", "jpeg", "tiff", "webp", "bmp")]
     + [Body("application/octet-stream")],
     answer=Page,
-    # Of the sample.
-    example={},
+    # What the sample gives.
+    example={
+        "width": 330,
+        "height": 240,
+        "text": "Inference Fleet\nInvoice No. 2047\nTotal: 128.50 EUR",
+        "lines": [
+            {
+                "text": "Inference Fleet",
+                "score": 0.99946,
+                "box": [[21.0, 24.0], [303.0, 23.0], [303.0, 59.0], [21.0, 60.0]],
+            },
+            {
+                "text": "Invoice No. 2047",
+                "score": 0.9995,
+                "box": [[22.0, 101.0], [244.0, 100.0], [244.0, 129.0], [22.0, 130.0]],
+            },
+            {
+                "text": "Total: 128.50 EUR",
+                "score": 0.98514,
+                "box": [[22.0, 170.0], [256.0, 170.0], [256.0, 199.0], [22.0, 199.0]],
+            },
+        ],
+    },
     problems=[UnsupportedInput, TooManyPixels],
 )
