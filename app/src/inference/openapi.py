@@ -208,7 +208,7 @@ def _add_members(
         answer["additionalProperties"] = True
         answer["description"] = "What every answer has. The model adds members, which it does not describe."
         return
-    theirs = _resolve(members, components) if members else dict(said.answer)  # type: ignore[call-overload]
+    theirs: Json = dict(said.answer) if isinstance(said.answer, Mapping) else _resolve(members or {}, components)
     if not isinstance(theirs.get("properties"), Mapping):
         raise ConfigError(f"model {model.name!r} describes its answer by something else than an object with properties")
     timing = answer["properties"].pop("timing_ms")
