@@ -1,4 +1,4 @@
-"""What the tests need beside the controller's own .venv: the app's environment, and nginx. All of it lies in .cache."""
+"""What the tests need beside .venv, all of it in .cache: the environment of the app, nginx, a browser."""
 
 import fcntl
 import hashlib
@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import tree
@@ -137,7 +138,31 @@ def schemathesis() -> Path:
     return folder / "bin" / "schemathesis"
 
 
-# ---- nginx ---------------------------------------------------------------------------------------------------------
+# ---- programs of Debian ---------------------------------------------------------------------------------------------
+
+
+def unpack(folder: Path, *packages: str) -> bool:
+    """Unpack Debian packages into a folder, which is emptied before; says whether all could be fetched.
+
+    Raises:
+        Unavailable: this is neither Debian nor Ubuntu.
+    """
+    if not shutil.which("apt-get"):
+        raise Unavailable(f"the tests need {packages[0]}; mend it with: install it with this system's packages")
+    if os.geteuid() == 0 and not list(Path("/var/lib/apt/lists").glob("*_Packages*")):
+        print("fetching the package lists (apt-get update)", flush=True)
+        run("apt-get", "update", "--quiet=2")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    print(f"fetching Debian's {packages[0]} into {folder.relative_to(tree.ROOT)} (not installed)", flush=True)
+    # As whoever runs the tests: apt's own user may not write here.
+    command = ["apt-get", "--quiet=2", "--option=APT::Sandbox::User=root", "download", *packages]
+    if subprocess.run(command, cwd=folder).returncode:
+        return False
+    for archive in folder.glob("*.deb"):
+        run("dpkg-deb", "--extract", archive, folder)
+        archive.unlink()
+    return True
 
 
 def nginx() -> Path:
@@ -146,33 +171,70 @@ def nginx() -> Path:
     Installing the package would start a web server on the machine of whoever runs the tests.
 
     Raises:
-        Unavailable: this is neither Debian nor Ubuntu.
+        Unavailable: it could not be fetched.
     """
     unpacked = CACHE / "nginx" / "usr" / "sbin" / "nginx"
     for program in (shutil.which("nginx"), "/usr/sbin/nginx", unpacked):
         if program and os.access(program, os.X_OK):
             return Path(program)
-    if not shutil.which("apt-get"):
-        raise Unavailable(
-            "nginx is needed to check the templates; mend it with: install nginx with this system's packages"
-        )
-    if os.geteuid() == 0 and not list(Path("/var/lib/apt/lists").glob("*_Packages*")):
-        print("fetching the package lists (apt-get update)", flush=True)
-        run("apt-get", "update", "--quiet=2")
-    folder = CACHE / "nginx"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    print("fetching Debian's nginx into .cache/nginx (not installed)", flush=True)
     # `nginx` holds the program from Debian 12 and Ubuntu 24.04 on, `nginx-core` before.
     for package in ("nginx", "nginx-core"):
-        # As whoever runs the tests: apt's own user may not write here.
-        command = ["apt-get", "--quiet=2", "--option=APT::Sandbox::User=root", "download", package]
-        done = subprocess.run(command, cwd=folder)
-        if done.returncode:
+        if not unpack(CACHE / "nginx", package):
             raise Unavailable(f"Debian's {package} could not be fetched; mend it with: sudo apt-get update")
-        (archive,) = folder.glob("*.deb")
-        run("dpkg-deb", "--extract", archive, folder)
-        archive.unlink()
         if unpacked.exists():
             return unpacked
     raise Unavailable("neither nginx nor nginx-core holds /usr/sbin/nginx")
+
+
+@dataclass(frozen=True)
+class Browser:
+    """A browser, what drives it, and the environment that both run in."""
+
+    program: Path
+    driver: Path
+    environment: dict[str, str]
+
+
+def browser() -> Browser:
+    """A Chromium to look at pages with: the machine's own, else Debian's, unpacked into .cache and not installed.
+
+    Raises:
+        Unavailable: it could not be fetched.
+    """
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    own = next(filter(None, map(shutil.which, names)), None)
+    if own and (driver := shutil.which("chromedriver")):
+        return Browser(Path(own), Path(driver), dict(os.environ))
+    folder = CACHE / "chromium"
+    # Written last: without it the folder counts as broken.
+    fonts = folder / "fonts.conf"
+    if not fonts.exists():
+        shell = "chromium-headless-shell"
+        # What it needs and this machine does not have; the driver works without the browser that its package asks for.
+        wanted = ["apt-get", "--simulate", "--quiet=2", "install", "--no-install-recommends", shell]
+        asked = subprocess.run(wanted, stdout=subprocess.PIPE, text=True).stdout.splitlines()
+        needed = {line.split()[1] for line in asked if line.startswith("Inst ")} - {shell}
+        faces = ("fonts-inter", "fonts-dejavu-core")
+        if not unpack(folder, shell, "chromium-driver", *faces, *sorted(needed - set(faces))):
+            raise Unavailable(
+                "Debian's chromium-headless-shell could not be fetched; mend it with: sudo apt-get update, or install "
+                "Chromium or Chrome together with chromedriver"
+            )
+        fonts.write_text(FONTS.format(folder=folder))
+    libraries = [str(path) for found in folder.glob("usr/lib/*-linux-gnu") for path in (found, found / "pulseaudio")]
+    more = {"LD_LIBRARY_PATH": os.pathsep.join(libraries), "FONTCONFIG_FILE": str(fonts)}
+    lib = folder / "usr" / "lib" / "chromium"
+    return Browser(lib / "chromium-headless-shell", folder / "usr" / "bin" / "chromedriver", {**os.environ, **more})
+
+
+#: The same fonts on every machine, so that pictures of pages look alike.
+FONTS = """<?xml version="1.0"?>
+<!DOCTYPE fontconfig SYSTEM "fonts.dtd">
+<fontconfig>
+  <dir>{folder}/usr/share/fonts</dir>
+  <cachedir>{folder}/font-cache</cachedir>
+  <alias binding="same"><family>system-ui</family><prefer><family>Inter</family></prefer></alias>
+  <alias binding="same"><family>sans-serif</family><prefer><family>Inter</family></prefer></alias>
+  <alias binding="same"><family>monospace</family><prefer><family>DejaVu Sans Mono</family></prefer></alias>
+</fontconfig>
+"""

@@ -225,10 +225,19 @@ class Fleet:
     def sites(self, services: list[Json], upstreams: list[Json], **variables: Any) -> list[Json]:
         """The rendered sites, by the very expression of the role, with places for addresses."""
         devices = [{"name": name} for name in dict.fromkeys(one["device"] for one in upstreams)]
-        release = {"id": "r1", "dir": str(self.folder / "releases" / "r1")}
-        given = {"inventory_hostname": "host1", "fleet_devices": devices, "fleet_release": release, **variables}
+        given = {
+            "inventory_hostname": "host1",
+            "fleet_devices": devices,
+            # Where `release` lays one out, for the page's files.
+            "fleet_release": {"dir": str(self.folder / "releases" / "r1")},
+            **variables,
+        }
         found: list[Json] = self.roles.evaluate("site", "{{ __site_rendered }}", services=services, **given)
-        return json.loads(json.dumps(found))
+        found = json.loads(json.dumps(found))
+        if variables.get("site_page", True):
+            for site in found:
+                site["site"] = self.local(site["site"], ("/run/fleet-exporter/", f"{self.folder}/"))
+        return found
 
     def configuration(
         self, services: list[Json], upstreams: list[Json], **variables: Any
@@ -261,7 +270,9 @@ class Fleet:
         if not root.exists():
             root.mkdir()
             (self.folder / "nginx-temporary").mkdir()
-            (root / "mime.types").write_text("types {\n    text/html html;\n    application/json json;\n}\n")
+            types = ("text/html html", "text/css css", "application/javascript js", "application/json json")
+            lines = [f"    {one};\n" for one in (*types, "image/png png", "image/svg+xml svg")]
+            (root / "mime.types").write_text("types {\n" + "".join(lines) + "}\n")
             lines = [f"uwsgi_param {name} {value};\n" for name, value in UWSGI_PARAMS.items()]
             (root / "uwsgi_params").write_text("".join(lines))
         return root

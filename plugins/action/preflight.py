@@ -20,17 +20,8 @@ SERVICE_NAME = re.compile(r"^(?=.{1,31}$)[a-z][a-z0-9]*(-[a-z0-9]+)*$")
 DEVICE_NAME = re.compile(r"^[a-z][a-z0-9]{0,15}$")
 #: As in the app's own settings.
 ROUTE = re.compile(r"(/[A-Za-z0-9._~-]+)+")
-#: Paths that a host answers besides; as in the app's own settings.
-RESERVED_ROUTES = (
-    "/healthz",
-    "/readyz",
-    "/version",
-    "/openapi.json",
-)
-RESERVED_PATHS = (
-    "/docs",
-    "/openapi/",
-)
+#: Paths that nginx's sites have for themselves; as in the app's own settings.
+TAKEN = re.compile(r"/(status|status\.json|docs|openapi\.json)|/(assets|openapi|\.fleet|\.problem)(/.*)?")
 ENVIRONMENT_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
 MODEL = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
 #: Options that the vassal's template sets itself; given twice, uWSGI would take both.
@@ -121,12 +112,6 @@ def batch_complaints(service: Mapping[str, Any], custom: bool) -> list[str]:
     return complaints
 
 
-def taken(route: str) -> bool:
-    """Whether a host answers a path by itself; a name that ends in a slash stands for all below it."""
-    below = tuple(path for path in RESERVED_PATHS if path.endswith("/"))
-    return route in RESERVED_ROUTES + RESERVED_PATHS or route.startswith(below)
-
-
 def service_complaints(services: list[Mapping[str, Any]], stop_seconds: int, nginx_seconds: int) -> list[str]:
     """Complaints about the services of a host, as resolved with their defaults."""
     complaints = [] if services else ["services is empty; a host needs at least one."]
@@ -140,9 +125,13 @@ def service_complaints(services: list[Mapping[str, Any]], stop_seconds: int, ngi
             complaints.append(
                 f"service {name}: route is {service['route']!r}; it takes a path such as /v1/parse, without a slash at its end."
             )
-        if taken(service["route"]):
-            others = ", ".join(RESERVED_ROUTES + RESERVED_PATHS)
-            complaints.append(f"service {name}: route {service['route']} is taken; so are {others}. Give it another.")
+        if service["route"] in {"/healthz", "/readyz", "/version"}:
+            complaints.append(f"service {name}: route {service['route']} is taken by the health checks.")
+        if TAKEN.fullmatch(service["route"]):
+            complaints.append(
+                f"service {name}: route {service['route']} is taken by the site's own pages (/status, /docs, /openapi.json, "
+                f"and what is below /assets/, /openapi/ and /.fleet/). Take another, for example /v1{service['route']}."
+            )
         custom = service["wsgi_file"] or service["module"] != "inference.wsgi"
         if not custom and not MODEL.match(service["model"]):
             complaints.append(

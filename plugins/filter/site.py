@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from typing import Any
+
+#: What a string in nginx's single quotes would take for something else, and the project for a place to fill in.
+ESCAPED = {ord(one): f"\\u{ord(one):04x}" for one in "'$@"}
 
 
 def site_list(services: Iterable[Mapping[str, Any]], upstreams: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -45,6 +49,23 @@ def nginx_links(sites: Iterable[Mapping[str, Any]]) -> list[dict[str, str]]:
     ]
 
 
+def site_services(services: Iterable[Mapping[str, Any]]) -> str:
+    """What the page has to know of each service of a site, as JSON that stands in single quotes of an nginx configuration."""
+    listed = [
+        {
+            "name": service["name"],
+            "route": service["route"],
+            "model": service["model"],
+            # The built-in OCR takes nothing but images.
+            "input": "image" if service["model"] == "inference.models.ocr:OcrModel" else "any",
+            "max_body_mib": int(service["max_body_mib"]),
+        }
+        for service in services
+    ]
+    # nginx reads a backslash as the start of something, too.
+    return json.dumps(listed).translate(ESCAPED).replace("\\", "\\\\")
+
+
 class FilterModule:
     """Filters of the roles site and nginx."""
 
@@ -53,6 +74,7 @@ class FilterModule:
         return {
             "site_list": site_list,
             "site_described": site_described,
+            "site_services": site_services,
             "nginx_files": nginx_files,
             "nginx_links": nginx_links,
         }

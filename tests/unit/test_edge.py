@@ -839,6 +839,28 @@ def test_what_hosts_and_clients_are_told(served: Edge, hosts: dict[str, FakeHost
         assert json.loads(served.ask("GET", path, None)[2])["path"] == path
 
 
+def test_the_page_is_that_of_a_host_and_the_live_view_is_of_all(served: Edge, hosts: dict[str, FakeHost]) -> None:
+    for host in hosts.values():
+        policy = {"Content_Security_Policy": "of the host", "Referrer_Policy": "x", "Cache_Control": "x", "Allow": "x"}
+        host.answer(200, json.dumps({"host": host.name}).encode(), **policy)
+    for path in ("/", "/status", "/assets/try.js"):
+        status, headers, body = served.ask("GET", path, None)
+        assert (status, json.loads(body)["host"]) == (200, headers["X-Fleet-Host"])
+        (policy_seen,) = headers.get_all("Content-Security-Policy") or []
+        assert policy_seen.startswith("default-src 'none'; ")
+        assert headers.get_all("Cache-Control") == ["no-store"]
+        assert headers.get_all("Referrer-Policy") == ["no-referrer"]
+    assert served.ask("GET", "/assets/index.html", None)[0] == 404
+    listed = {"name": "ocr", "route": "/v1/parse", "model": OCR["model"], "input": "image", "max_body_mib": 100}
+    assert json.loads(served.ask("GET", "/.fleet/services.json", None)[2]) == [listed]
+    # One that gets no requests is seen all the same.
+    served.do("drain", "two")
+    assert served.hosts(8, method="GET", path="/status.json", body=None) == {"one": 4, "two": 4}
+    assert served.hosts(4, method="GET", path="/", body=None) == {"one": 4}
+    hosts["two"].stop()
+    assert served.hosts(4, method="GET", path="/status.json", body=None) == {"one": 4}
+
+
 @pytest.mark.parametrize("status", [400, 405, 415, 422, 429, 503])
 def test_problems_of_the_app_come_through_as_they_are(served: Edge, hosts: dict[str, FakeHost], status: int) -> None:
     for host in hosts.values():
@@ -853,7 +875,8 @@ def test_problems_of_the_app_come_through_as_they_are(served: Edge, hosts: dict[
 @pytest.mark.parametrize(
     ("method", "path", "headers", "status", "slug"),
     [
-        ("GET", "/", {}, 404, "not-found"),
+        ("GET", "/nothing", {}, 404, "not-found"),
+        ("DELETE", "/", {}, 405, "method-not-allowed"),
         ("GET", "/.problem/503", {}, 404, "not-found"),
         ("POST", "/v1/parse", {"Content-Length": str(100 * 2**20 + 1)}, 413, "body-too-large"),
     ],

@@ -210,6 +210,9 @@ def test_the_archive_of_a_release(tmp_path: Path) -> None:
         names = set(tar.getnames())
         revision = json.loads((tar.extractfile("REVISION.json") or pytest.fail("no revision")).read())
     assert {"app/inference/wsgi.py", "app/package/__init__.py", "app/cats.py", "models/cats.pt2"} <= names
+    # The page too, which is no code: nginx looks for its files there.
+    page = [path.name for path in (tree.ROOT / "app" / "src" / "inference" / "page").iterdir()]
+    assert {f"app/inference/page/{name}" for name in [*page, "index.html", "status.html"]} <= names
     assert not [name for name in names if name.startswith(("app/tests", "wheel"))]
     assert revision["id"] == release.id
     assert revision["models"] == {"cats.pt2": sha256(b"weights").hexdigest()}

@@ -227,7 +227,8 @@ def test_without_any_device_it_is_a_503_that_says_when_to_come_again(stack: Stac
 @pytest.mark.parametrize(
     ("method", "path", "status", "slug"),
     [
-        ("GET", "/", 404, "not-found"),
+        ("GET", "/nothing", 404, "not-found"),
+        ("POST", "/", 405, "method-not-allowed"),
         ("POST", "/v1/echo/more", 404, "not-found"),
         ("GET", "/v1/echo", 405, "method-not-allowed"),
         ("DELETE", "/v1/echo", 405, "method-not-allowed"),

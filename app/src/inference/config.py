@@ -25,18 +25,9 @@ MODES = ("process", "batch")
 MAX_SOCKET_PATH_BYTES = 107
 LOG_LEVELS = ("debug", "info", "warning", "error")
 #: Routes of the app's other blueprints; a service may not take them.
-RESERVED_ROUTES = (
-    "/healthz",
-    "/readyz",
-    "/version",
-    "/openapi.json",
-)
-#: Further paths that a host's nginx answers; a service may not take them, or what lies below those that end in a slash.
-RESERVED_PATHS = (
-    "/docs",
-    "/openapi/",
-)
-RESERVED_BELOW = tuple(path for path in RESERVED_PATHS if path.endswith("/"))
+RESERVED_ROUTES = ("/healthz", "/readyz", "/version", "/openapi.json")
+#: Paths that nginx answers in front of the app; a service there would never be asked.
+SITE_ROUTES = re.compile(r"/(status|status\.json|docs|openapi\.json)|/(assets|openapi|\.fleet|\.problem)(/.*)?")
 #: What ``X-Request-Deadline-Ms`` looks like.
 DEADLINE_PATTERN = r"[0-9]{1,12}(\.[0-9]{1,6})?"
 
@@ -170,9 +161,13 @@ def _number(low: float, high: float, unit: str = "seconds") -> Callable[[str], f
 
 def _route(value: str) -> str:
     value = _matching(r"(/[A-Za-z0-9._~-]+)+", "a path such as /v1/parse, without a slash at its end")(value)
-    if value in RESERVED_ROUTES + RESERVED_PATHS or value.startswith(RESERVED_BELOW):
-        taken = ", ".join(RESERVED_ROUTES + RESERVED_PATHS)
-        raise ValueError(f"must not be one of {taken}: they are taken")
+    if value in RESERVED_ROUTES:
+        raise ValueError(f"must not be one of {', '.join(RESERVED_ROUTES)}: the app answers there itself")
+    if SITE_ROUTES.fullmatch(value):
+        raise ValueError(
+            "must not be /status, /status.json, /docs, /openapi.json, or below /assets/, /openapi/, /.fleet/ or "
+            f"/.problem/: the site in front has pages there; take another, such as /v1{value}"
+        )
     return value
 
 

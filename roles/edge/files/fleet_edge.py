@@ -140,6 +140,11 @@ def upstream_name(service: str) -> str:
     return "fleet_" + service.replace("-", "_")
 
 
+def hosts_name(port: int) -> str:
+    """Name of the upstream in nginx with all hosts behind a port; no service has one of this form."""
+    return f"hosts_{port}"
+
+
 def server(address: str, port: int) -> str:
     """An address as nginx writes it."""
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
@@ -223,8 +228,10 @@ class Members:
         """
         lines = ["# Made by fleet-edge of members.json and the prober's verdicts; changes to it are lost."]
         services = sorted({*settings.services, *self.services()})
-        known = [upstream_name(service) for service in services]
-        for service, name in [*zip(services, known, strict=True), *(("", name) for name in kept if name not in known)]:
+        ports = sorted(set(settings.services.values()))
+        known = [*map(upstream_name, services), *map(hosts_name, ports)]
+        served = [(service, upstream_name(service)) for service in services]
+        for service, name in [*served, *(("", name) for name in kept if name not in known)]:
             hosts = self.of(service) if service else []
             lines += ["", f"upstream {name} {{", "    # All nginx workers count together.", f"    zone {name} 64k;"]
             # The directives that choose a server have to stand before the servers.
@@ -244,7 +251,20 @@ class Members:
             if not hosts:
                 lines += ["    # No host has joined with it.", f"    server {NOWHERE} down;"]
             lines.append("}")
+        for port in ports:
+            lines += self.render_hosts(port, [one for one in services if settings.services.get(one) == port])
         return "\n".join(lines) + "\n"
+
+    def render_hosts(self, port: int, services: Sequence[str]) -> list[str]:
+        """Every host with one of the services of a port, one after the other, also those that get no requests."""
+        name = hosts_name(port)
+        lines = ["", f"upstream {name} {{", "    # For the live view.", f"    zone {name} 64k;"]
+        addresses = []
+        for _, member in sorted(self.members.items()):
+            ports = [member["services"][one] for one in services if one in member["services"]]
+            addresses += [server(member["address"], ports[0])] if ports else []
+        lines += [f"    server {address} max_fails=1 fail_timeout=10s;" for address in addresses]
+        return [*lines, *([] if addresses else [f"    server {NOWHERE} down;"]), "}"]
 
     def why_not(self, name: str) -> str:
         """Why a host gets no requests."""
