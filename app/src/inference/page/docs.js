@@ -1,5 +1,3 @@
-"use strict";
-
 // Shows an OpenAPI document: operations, schemas, examples as commands. Text is only ever set as text, never as markup.
 
 const METHODS = ["get", "post", "put", "patch", "delete"];
@@ -77,7 +75,7 @@ class Description {
         {},
         make("td", {}, make("code", {}, name)),
         make("td", {}, this.words(member)),
-        make("td", {}, ...inline(text), notes ? make("div", { className: "soft" }, notes) : null),
+        make("td", {}, ...inline(text), notes ? make("div", { className: "muted small" }, notes) : null),
       );
     });
     return rows.length ? table(["Member", "Type", "Meaning"], rows) : null;
@@ -86,7 +84,7 @@ class Description {
 
 function table(names, rows) {
   const head = make("tr", {}, ...names.map((name) => make("th", { scope: "col" }, name)));
-  return make("table", {}, make("thead", {}, head), make("tbody", {}, ...rows));
+  return make("div", { className: "table" }, make("table", {}, make("thead", {}, head), make("tbody", {}, ...rows)));
 }
 
 function example(value) {
@@ -170,11 +168,11 @@ function operationPart(description, path, method, item) {
   const parameters = [...(item.parameters ?? []), ...(operation.parameters ?? [])];
   return make(
     "section",
-    { id: operation.operationId },
+    { id: operation.operationId, className: "card" },
     make("h2", {}, make("span", { className: "method" }, method.toUpperCase()), make("code", {}, path)),
     make("p", {}, make("strong", {}, operation.summary)),
     ...paragraphs(operation.description ?? ""),
-    others.length ? make("p", { className: "soft" }, `Also: ${others.join(", ")}`) : null,
+    others.length ? make("p", { className: "muted" }, `Also: ${others.join(", ")}`) : null,
     ...requestPart(description, operation, method, location.origin + path),
     ...parametersPart(description, parameters),
     make("h3", {}, "Answers"),
@@ -192,15 +190,15 @@ function schemasPart(description) {
       description.members(schema) ?? make("p", {}, description.words(schema)),
     ),
   );
-  return make("section", { id: "schemas" }, make("h2", {}, "Types"), ...parts);
+  return make("section", { id: "schemas", className: "card" }, make("h2", {}, "Types"), ...parts);
 }
 
-function show(document_) {
-  const description = new Description(document_);
-  document.title = document_.info.title;
-  document.querySelector("h1").textContent = document_.info.title;
-  document.getElementById("about").replaceChildren(...paragraphs(document_.info.description ?? ""));
-  const parts = Object.entries(document_.paths).flatMap(([path, item]) =>
+function show(found) {
+  const description = new Description(found);
+  document.title = `${found.info.title} · Inference Fleet`;
+  document.getElementById("heading").textContent = found.info.title;
+  document.getElementById("about").replaceChildren(...paragraphs(found.info.description ?? ""));
+  const parts = Object.entries(found.paths).flatMap(([path, item]) =>
     METHODS.filter((method) => item[method]).map((method) => operationPart(description, path, method, item)),
   );
   document.getElementById("operations").replaceChildren(...parts, schemasPart(description));
@@ -215,7 +213,9 @@ function showServices(services, chosen) {
     if (name === chosen || (!chosen && index === 0)) link.setAttribute("aria-current", "page");
     return link;
   });
-  document.getElementById("services").replaceChildren(...links);
+  const list = document.getElementById("services");
+  list.replaceChildren(...links);
+  list.hidden = links.length < 2;
 }
 
 async function json(path) {
@@ -228,13 +228,15 @@ async function start() {
   const chosen = new URLSearchParams(location.search).get("service");
   const path = chosen ? `/openapi/${encodeURIComponent(chosen)}.json` : "/openapi.json";
   document.getElementById("document").href = path;
-  // Only for the links: a server without nginx has one service and no list.
+  // Only for the links: the description is worth showing without them.
   json("/.fleet/services.json").then((services) => showServices(services, chosen), () => {});
+  const said = document.getElementById("said");
   try {
     show(await json(path));
+    said.hidden = true;
   } catch (error) {
-    const state = make("p", { className: "wrong" }, `The description cannot be read: ${error.message}.`);
-    document.getElementById("operations").replaceChildren(state);
+    said.className = "bad";
+    said.textContent = `The description cannot be read: ${error.message}.`;
   }
 }
 
