@@ -122,6 +122,22 @@ def make(folder: Path, python: Path, project: Path, parts: list[str]) -> None:
         run(*pip, "--index-url", build["index"])
 
 
+# ---- schemathesis ---------------------------------------------------------------------------------------------------
+
+
+def schemathesis() -> Path:
+    """The program, from uv.lock, in an environment of its own.
+
+    Raises:
+        Unavailable: packages could not be fetched or installed.
+    """
+    folder = CACHE / "venvs" / "schemathesis"
+    env = {**bootstrap.uv_environment(), "UV_PROJECT_ENVIRONMENT": str(folder)}
+    command = [UV_PIP[0], "--quiet", "--project", tree.ROOT, "sync", "--frozen", "--only-group", "schemathesis"]
+    run(*command, "--python", sys.executable, env=env)
+    return folder / "bin" / "schemathesis"
+
+
 # ---- programs of Debian ---------------------------------------------------------------------------------------------
 
 

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from inference.errors import UnreadableInput
+from inference.description import Description
+from inference.errors import TooManyPixels, UnreadableInput, UnsupportedInput
 from inference.model import Model, ModelContext, Sample
 
 
@@ -47,6 +48,14 @@ class PuppetModel(Model[bytes, bytes]):
 
     def sample(self) -> Sample:
         return Sample(b"sample", "text/plain", {"length": 6})
+
+    def describe(self) -> Description:
+        length = {"type": "integer", "minimum": 0}
+        return Description(
+            summary="Count bytes",
+            answer={"type": "object", "properties": {"length": length}, "required": ["length"]},
+            problems=[UnsupportedInput, TooManyPixels],
+        )
 
 
 class LogLines(logging.Handler):

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from described import Document
+
 #: Seconds that any single wait may take.
 PATIENCE_SECONDS = 30.0
 
@@ -54,6 +56,9 @@ class Server:
     process: subprocess.Popen[bytes]
     log: Path
     port: int = 0
+    #: Whether each answer is held against the server's own description.
+    checks: bool = False
+    document: Document | None = None
 
     def text(self) -> str:
         """Give all that the server has written."""
@@ -70,7 +75,19 @@ class Server:
         return found
 
     def ask(self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> Reply:
-        """Send one request on a connection of its own."""
+        """Send one request on a connection of its own.
+
+        Raises:
+            AssertionError: the answer is not as described.
+        """
+        if self.checks and self.document is None:
+            self.document = Document(self._send("GET", "/openapi.json").json())
+        reply = self._send(method, path, body, headers)
+        if self.document:
+            self.document.check(method, path, reply.status, reply.headers, reply.body)
+        return reply
+
+    def _send(self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> Reply:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE_SECONDS)
         try:
             connection.request(method, path, body, headers or {})
@@ -162,4 +179,5 @@ def uwsgi(folder: Path, workers: int = 2, variables: dict[str, str] | None = Non
         match = re.search(r"bound to TCP address 127\.0\.0\.1:(\d+)", server.text())
         assert match, server.text()
         server.port = int(match[1])
+        server.checks = True
         yield server

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from inference.compare import difference
 from inference.errors import ArtifactError, ConfigError, TooManyPixels
 from inference.images import Picture
 from inference.model import ModelContext
@@ -48,6 +49,13 @@ def test_sample_gives_the_expected_answer(ocr_model: OcrModel) -> None:
     found = answer(ocr_model, sample.body)
     assert {key: found[key] for key in sample.expected} == sample.expected
     assert (found["width"], found["height"]) == (330, 240)
+
+
+def test_example_of_the_description_is_what_the_sample_gives(ocr_engine_model: OcrModel) -> None:
+    found = answer(ocr_engine_model, ocr_engine_model.sample().body)
+    # Devices and engines round differently.
+    assert difference(ocr_engine_model.describe().example, found, tolerance=2.0) is None
+    assert found["text"] == (ocr_engine_model.describe().example or {})["text"]
 
 
 def test_answer_is_plain_json(ocr_model: OcrModel) -> None:

@@ -243,6 +243,7 @@ def test_answer_that_json_cannot_carry_is_a_failure(
     problem(client.post("/v1/test", data=b"x"), 500, "internal-error")
 
 
+@pytest.mark.undescribed
 def test_errors_of_werkzeug_become_problems(make_app: Callable[..., Flask], puppet: PuppetModel) -> None:
     app = make_app(puppet)
     app.add_url_rule("/teapot", view_func=lambda: app.aborter(418))
@@ -319,6 +320,7 @@ def test_options_and_other_methods_of_the_route_are_still_flasks(client: FlaskCl
     assert response.headers["X-Request-ID"]
 
 
+@pytest.mark.undescribed
 def test_error_of_werkzeug_in_the_model_becomes_a_problem(client: FlaskClient, puppet: PuppetModel) -> None:
     puppet.failure = NotFound()
     members = problem(client.post("/v1/test", data=b"x"), 404, "not-found")

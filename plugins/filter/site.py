@@ -23,6 +23,15 @@ def site_list(services: Iterable[Mapping[str, Any]], upstreams: Iterable[Mapping
     return list(sites.values())
 
 
+def site_described(services: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Paths of the descriptions of a site's services, by name; an app of somebody's own describes nothing."""
+    names = [one["name"] for one in services if one["module"] == "inference.wsgi" and not one["wsgi_file"]]
+    paths = {name: [f"/openapi/{name}.json"] for name in names}
+    if names:
+        paths[names[0]].append("/openapi.json")
+    return paths
+
+
 def nginx_files(main: str, sites: Iterable[Mapping[str, Any]]) -> list[dict[str, str]]:
     """Files below ``/etc/nginx``: the main one, then the site and the upstreams of each site."""
     files = [{"path": "nginx.conf", "content": main}]
@@ -64,6 +73,7 @@ class FilterModule:
         """Names that templates use."""
         return {
             "site_list": site_list,
+            "site_described": site_described,
             "site_services": site_services,
             "nginx_files": nginx_files,
             "nginx_links": nginx_links,

@@ -835,7 +835,7 @@ def test_what_hosts_and_clients_are_told(served: Edge, hosts: dict[str, FakeHost
     assert seen["X-Request-ID"] == "mine-1"
     assert seen["X-Forwarded-For"] == "203.0.113.7, 127.0.0.1"
     assert seen["Connection"] == "close"
-    for path in ("/healthz", "/readyz", "/version"):
+    for path in ("/healthz", "/readyz", "/version", "/openapi.json", "/openapi/ocr.json", "/docs"):
         assert json.loads(served.ask("GET", path, None)[2])["path"] == path
 
 

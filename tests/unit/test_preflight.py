@@ -1,5 +1,6 @@
 """What preflight refuses before anything is changed, and that it lets good inventories pass."""
 
+import ast
 import json
 import os
 import platform
@@ -99,6 +100,17 @@ def test_every_variable_of_every_role_is_known() -> None:
 # ---- services
 
 
+def test_what_nginx_answers_is_described() -> None:
+    code = ast.parse((tree.ROOT / "app" / "src" / "inference" / "openapi.py").read_text())
+    (described,) = (
+        ast.literal_eval(node.value)
+        for node in code.body
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == "FROM_NGINX"
+    )
+    variables = yaml.safe_load((tree.ROOT / "roles" / "site" / "vars" / "main.yml").read_text())
+    assert [tuple(one[:3]) for one in variables["__site_problems"]] == list(described)
+
+
 def test_a_good_service_has_no_complaint() -> None:
     assert complaints() == []
     assert complaints(wsgi_file="app/x.py", model="") == []
@@ -118,6 +130,8 @@ def test_a_good_service_has_no_complaint() -> None:
         ({"route": "/a;}"}, "route is '/a;}'"),
         ({"route": "/readyz"}, "route /readyz is taken by the health checks"),
         ({"route": "/status"}, "route /status is taken by the site's own pages"),
+        ({"route": "/openapi.json"}, "route /openapi.json is taken by the site's own pages"),
+        ({"route": "/docs"}, "route /docs is taken by the site's own pages"),
         ({"route": "/openapi/ocr.json"}, "Take another, for example /v1/openapi/ocr.json."),
         ({"model": "OcrModel"}, "model is 'OcrModel'; it takes MODULE:CLASS"),
         ({"model": ""}, "model is ''; it takes MODULE:CLASS"),

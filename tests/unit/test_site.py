@@ -75,7 +75,7 @@ def test_the_defaults(site: Callable[..., Site]) -> None:
     assert "client_max_body_size 100m;" in location
     assert "uwsgi_pass fleet_ocr;" in location
     assert "uwsgi_read_timeout 65s;" in location
-    for path in ("/healthz", "/readyz", "/version"):
+    for path in ("/healthz", "/readyz", "/version", "/openapi.json", "/openapi/ocr.json"):
         assert "uwsgi_pass fleet_ocr;" in made.location(path)
     assert "$cors" not in text
     assert "Access-Control" not in text
@@ -185,6 +185,21 @@ def test_two_services_on_one_port_are_one_site(site: Callable[..., Site]) -> Non
     assert "proxy_pass http://fleet_cats-2;" in made.location("/v1/cats")
     assert text.count("location = /readyz {") == 1
     assert len(made.servers()) == 4
+
+
+def test_each_service_is_described_where_it_is(site: Callable[..., Site]) -> None:
+    tell = {"name": "tell", "route": "/tell", "wsgi_file": "app/tell.py", "ready_path": ""}
+    made = site([tell, OCR, CATS])
+    for path, passed in (
+        ("/openapi.json", "uwsgi_pass fleet_ocr;"),
+        ("/openapi/ocr.json", "uwsgi_pass fleet_ocr;"),
+        ("/openapi/cats-2.json", "proxy_pass http://fleet_cats-2;"),
+    ):
+        assert passed in made.location(path, "tell")
+        assert ("rewrite ^ /openapi.json break;" in made.location(path, "tell")) == (path != "/openapi.json")
+    assert "/openapi/tell.json" not in made.site("tell")
+    assert "location = /docs {" in made.site("tell")
+    assert "location = /docs" not in site([tell]).site("tell")
 
 
 def test_two_services_on_two_ports_are_two_sites(site: Callable[..., Site]) -> None:

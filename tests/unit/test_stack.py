@@ -18,6 +18,7 @@ import fleet_socket
 import processes
 import pytest
 import tree
+from described import Document
 from processes import Server, wait_for
 from stack import DEVICES, Fleet, Json
 
@@ -69,6 +70,7 @@ class Stack:
         self.upstreams = fleet.upstreams(self.vassals)
         self.late: Future[tuple[Reply, float]]
         self.running: dict[str, tuple[ExitStack, Server]] = {}
+        self.document: Document | None = None
 
     def start(self, vassal: Json) -> None:
         stack = ExitStack()
@@ -93,7 +95,16 @@ class Stack:
     def ask(
         self, method: str = "POST", path: str = "/v1/echo", body: Any = b"x", headers: dict[str, str] | None = None
     ) -> Reply:
-        """One request on a connection of its own."""
+        """One request on a connection of its own; the answer is held against the description of the service."""
+        reply = self.send(method, path, body, headers)
+        if self.document is None:
+            self.document = Document(self.send("GET", "/openapi.json", None, None).json())
+        # The WSGI apps of this file describe nothing, and the page and its files are not part of the API.
+        if not path.startswith(("/tell", "/late")) and (self.document.has(path) or reply.status >= 400):
+            self.document.check(method, path, reply.status, reply.headers, reply.body)
+        return reply
+
+    def send(self, method: str, path: str, body: Any, headers: dict[str, str] | None) -> Reply:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
         try:
             connection.request(method, path, body, headers or {})
@@ -309,6 +320,45 @@ def test_the_access_log_is_json_and_names_the_device(stack: Stack) -> None:
 def test_health_and_version_come_from_the_first_service(stack: Stack) -> None:
     assert [stack.ask("GET", path).status for path in ("/healthz", "/readyz")] == [200, 200]
     assert stack.ask("GET", "/version").json()["release"] == "r1"
+
+
+# ---- the description of the API
+
+
+def test_each_service_describes_itself(stack: Stack) -> None:
+    first = stack.ask("GET", "/openapi.json")
+    assert (first.status, first.headers["Content-Type"]) == (200, "application/json")
+    assert stack.ask("GET", "/openapi/echo.json").body == first.body
+    assert "/v1/echo" in first.json()["paths"]
+    # A WSGI app of one's own does not.
+    problem(stack.ask("GET", "/openapi/tiny.json"), 404, "not-found")
+
+
+def test_what_nginx_refuses_by_its_method_says_what_is_allowed(stack: Stack) -> None:
+    for method, path, allowed in (
+        ("TRACE", "/v1/echo", "OPTIONS, POST"),
+        ("TRACE", "/healthz?x", "GET, HEAD, OPTIONS"),
+        ("POST", "/docs", "GET, HEAD"),
+    ):
+        reply = stack.send(method, path, None, None)
+        problem(reply, 405, "method-not-allowed")
+        assert reply.headers.get_all("Allow") == [allowed]
+    # The app's own words come through once.
+    assert stack.ask("PUT", "/v1/echo").headers.get_all("Allow") == ["OPTIONS, POST"]
+
+
+def test_the_page_of_the_api_may_load_nothing_from_elsewhere(stack: Stack) -> None:
+    reply = stack.ask("GET", "/docs?service=echo")
+    assert (reply.status, reply.headers["Content-Type"]) == (200, "text/html; charset=utf-8")
+    (policy,) = reply.headers.get_all("Content-Security-Policy")
+    assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self';")
+    assert "unsafe" not in policy
+    page = reply.body.decode()
+    loaded = re.findall(r'(?:src|href)="([^"]+)"', page)
+    assert {"/assets/docs.js", "/assets/docs.css"} <= set(loaded)
+    assert all(one.startswith("/") for one in loaded)
+    assert not re.search(r"<script(?![^>]* src=)|<style| style=| on[a-z]+=", page)
+    assert "Content-Security-Policy" not in stack.ask("GET", "/healthz").headers
 
 
 # ---- tests that have nginx take other settings

@@ -2,9 +2,11 @@
 
 import hashlib
 import itertools
+import re
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -65,6 +67,26 @@ def test_the_apps_lock_pins_and_hashes_everything(locked: list[Requirement]) -> 
     names = {one.name for one in locked}
     assert {"flask", "pyuwsgi", "torch", "rapidocr"} <= names
     assert not [one for one in locked if not one.hashes]
+
+
+@pytest.mark.parametrize("python", ["310", "311", "312", "313"])
+def test_what_every_host_needs_has_a_wheel_for_each_python(python: str) -> None:
+    """Hosts have no compiler. What the app needs without any extra is what every host gets."""
+    packages = tomllib.loads((tree.ROOT / "app" / "uv.lock").read_text())["package"]
+    by_name = {one["name"]: one for one in packages}
+    names, wanted = {"inference"}, ["inference"]
+    while wanted:
+        for one in by_name[wanted.pop()].get("dependencies", []):
+            if one["name"] not in names:
+                names.add(one["name"])
+                wanted.append(one["name"])
+    assert {"flask", "msgspec"} <= names
+    fitting = re.compile(
+        rf"-(py3|py2\.py3)-none-any\.whl$|-cp{python}-cp{python}-[\w.]*manylinux(2014|_2_(17|28))_x86_64[\w.]*\.whl$"
+    )
+    for name in names - {"inference"}:
+        wheels = [one["url"].rsplit("/", 1)[1] for one in by_name[name]["wheels"]]
+        assert any(fitting.search(wheel) for wheel in wheels), f"{name} has no wheel for Python {python}: {wheels}"
 
 
 def test_packages_only_of_the_cuda_build_are_told_by_their_names(locked: list[Requirement]) -> None:

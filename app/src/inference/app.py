@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from flask import Flask
 from flask.json.provider import DefaultJSONProvider
 
-from inference import lifecycle, loader, problems
+from inference import lifecycle, loader, openapi, problems
 from inference.batch_runner import BatchRunner
-from inference.blueprints import health, service
+from inference.blueprints import api, health, service
 from inference.config import Config
 from inference.metrics import of_worker
 from inference.model import Model
@@ -48,6 +48,8 @@ class InferenceApp(Flask):
         super().__init__("inference", static_folder=None)
         #: The model and its health.
         self.runner = runner
+        #: The description of its API.
+        self.description: dict[str, Any] = {}
         metrics = of_worker(config)
         self._service = service.Service(config, runner, metrics)
         lifecycle.register(self, config, metrics)
@@ -80,4 +82,7 @@ def create_app(config: Config | None = None, model: Model[Any, Any] | None = Non
     app.register_blueprint(service.create(config))
     app.register_blueprint(health.create(config, runner))
     runner.start()
+    # Only now: what a model says of itself may depend on its options and on its files.
+    app.description = openapi.document(config, model)
+    app.register_blueprint(api.create(app.description))
     return app

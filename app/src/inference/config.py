@@ -24,10 +24,12 @@ MODES = ("process", "batch")
 #: Bytes of a Unix socket's path that Linux takes, without the zero at its end.
 MAX_SOCKET_PATH_BYTES = 107
 LOG_LEVELS = ("debug", "info", "warning", "error")
-#: Routes of the health blueprint; a service may not take them.
-RESERVED_ROUTES = ("/healthz", "/readyz", "/version")
+#: Routes of the app's other blueprints; a service may not take them.
+RESERVED_ROUTES = ("/healthz", "/readyz", "/version", "/openapi.json")
 #: Paths that nginx answers in front of the app; a service there would never be asked.
 SITE_ROUTES = re.compile(r"/(status|status\.json|docs|openapi\.json)|/(assets|openapi|\.fleet|\.problem)(/.*)?")
+#: What ``X-Request-Deadline-Ms`` looks like.
+DEADLINE_PATTERN = r"[0-9]{1,12}(\.[0-9]{1,6})?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +162,7 @@ def _number(low: float, high: float, unit: str = "seconds") -> Callable[[str], f
 def _route(value: str) -> str:
     value = _matching(r"(/[A-Za-z0-9._~-]+)+", "a path such as /v1/parse, without a slash at its end")(value)
     if value in RESERVED_ROUTES:
-        raise ValueError(f"must not be one of {', '.join(RESERVED_ROUTES)}: they answer about health")
+        raise ValueError(f"must not be one of {', '.join(RESERVED_ROUTES)}: the app answers there itself")
     if SITE_ROUTES.fullmatch(value):
         raise ValueError(
             "must not be /status, /status.json, /docs, /openapi.json, or below /assets/, /openapi/, /.fleet/ or "

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
+from inference.description import Description
+
 Input = TypeVar("Input")
 Output = TypeVar("Output")
 
@@ -118,3 +120,10 @@ class Model(ABC, Generic[Input, Output]):
     @abstractmethod
     def sample(self) -> Sample:
         """Give a small request with a known answer."""
+
+    def describe(self) -> Description:
+        """Say what the model reads and answers, for ``/openapi.json``. Called once, after ``prepare``.
+
+        A model need not: its bodies and the members of its answers are then described as anything.
+        """
+        return Description()

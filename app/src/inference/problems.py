@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from http import HTTPStatus
 
+import msgspec
 from flask import Flask, Response
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 from werkzeug.exceptions import MethodNotAllowed as WerkzeugMethodNotAllowed
 from werkzeug.exceptions import NotFound as WerkzeugNotFound
 
+from inference.answers import ProblemDetails
 from inference.errors import BodyTooLarge, MethodNotAllowed, NotFound, Problem
 from inference.lifecycle import Exchange, current
 
@@ -37,14 +38,8 @@ def _respond(
     exchange: Exchange, status: int, title: str, slug: str, detail: str, headers: dict[str, str] | None = None
 ) -> Response:
     exchange.problem = slug
-    members = {
-        "type": TYPE_PREFIX + slug,
-        "title": title,
-        "status": status,
-        "detail": detail,
-        "request_id": exchange.request_id,
-    }
-    text = json.dumps(members, ensure_ascii=False)
+    members = ProblemDetails(TYPE_PREFIX + slug, title, status, detail, exchange.request_id)
+    text = msgspec.json.encode(members)
     return Response(text, status, headers, content_type="application/problem+json")
 
 

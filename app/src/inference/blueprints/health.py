@@ -7,9 +7,12 @@ import platform
 from importlib import metadata
 from typing import Any
 
-from flask import Blueprint, Response, jsonify
+import msgspec
+from flask import Blueprint, Response
+from msgspec import UNSET
 
 from inference import logs
+from inference.answers import Alive, Ready, Version
 from inference.config import Config
 from inference.errors import ArtifactError
 from inference.runner import ModelRunner
@@ -28,40 +31,36 @@ def create(config: Config, runner: ModelRunner) -> Blueprint:
     @blueprint.get("/healthz")
     def healthz() -> Response:
         """The process lives and answers; says nothing of the model."""
-        return jsonify({"status": "alive", **place})
+        return _respond(Alive(status="alive", **place))
 
     @blueprint.get("/readyz")
     def readyz() -> Response:
         """The sample has given its known answer in this worker, on this device, not long ago."""
         health = runner.health()
-        return jsonify(
-            {
-                "status": "ready",
-                **place,
-                "last_success": logs.timestamp(health.last_success),
-                "age_seconds": round(health.age, 3),
-            }
-        )
+        last = logs.timestamp(health.last_success)
+        return _respond(Ready(status="ready", **place, last_success=last, age_seconds=round(health.age, 3)))
 
     @blueprint.get("/version")
     def version() -> Response:
         """What runs here."""
-        facts: dict[str, Any] = {
-            "version": metadata.version("inference"),
-            **place,
-            "model": runner.model_name,
-            "mode": config.mode,
-            "torch_device": runner.torch_device,
-            "python": platform.python_version(),
-        }
-        if runner.torch_version:
-            facts["torch"] = runner.torch_version
-        if revision is not None:
-            # Not the wheels of every kind of host: that is for who reads the file on the host.
-            facts["revision"] = {key: value for key, value in revision.items() if key != "environments"}
-        return jsonify(facts)
+        return _respond(
+            Version(
+                **place,
+                version=metadata.version("inference"),
+                model=runner.model_name,
+                mode=config.mode,
+                torch_device=runner.torch_device,
+                python=platform.python_version(),
+                torch=runner.torch_version or UNSET,
+                revision=UNSET if revision is None else revision,
+            )
+        )
 
     return blueprint
+
+
+def _respond(answer: msgspec.Struct) -> Response:
+    return Response(msgspec.json.encode(answer) + b"\n", content_type="application/json")
 
 
 def _revision(config: Config) -> dict[str, Any] | None:
@@ -74,4 +73,5 @@ def _revision(config: Config) -> dict[str, Any] | None:
         raise ArtifactError(f"{path}: not readable as JSON: {error}") from error
     if not isinstance(facts, dict):
         raise ArtifactError(f"{path}: must hold a JSON object, not {type(facts).__name__}")
-    return facts
+    # Not the wheels of every kind of host: that is for who reads the file on the host.
+    return {key: value for key, value in facts.items() if key != "environments"}

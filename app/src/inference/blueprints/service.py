@@ -13,7 +13,7 @@ from flask.json.provider import DefaultJSONProvider
 
 from inference import problems
 from inference.body import read_input
-from inference.config import Config
+from inference.config import DEADLINE_PATTERN, Config
 from inference.errors import UnreadableInput
 from inference.lifecycle import Exchange, timing_of
 from inference.runner import ModelRunner
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from inference.metrics import Metrics
 
-DEADLINE = re.compile(r"[0-9]{1,12}(\.[0-9]{1,6})?")
+DEADLINE = re.compile(DEADLINE_PATTERN)
 
 
 def allowed_seconds(header: str | None, config: Config) -> float:

@@ -6,13 +6,24 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
+from msgspec import UNSET, Meta, Struct, UnsetType
 from werkzeug.http import parse_options_header
 
+from inference.description import Body, Description
 from inference.errors import ConfigError, UnreadableInput
 from inference.model import Model, ModelContext, Sample
 from inference.models.reading import check_names, parse_json
+
+
+class Echo(Struct, frozen=True):
+    """What was sent."""
+
+    echo: Annotated[
+        Any, Meta(description="JSON as JSON, text as text, and of anything else its length `bytes` and its `sha256`.")
+    ]
+    suffix: Annotated[str, Meta(description="The option `suffix`, where what was sent is no text.")] | UnsetType = UNSET
 
 
 class EchoModel(Model[Any, Any]):
@@ -81,6 +92,19 @@ class EchoModel(Model[Any, Any]):
     def sample(self) -> Sample:
         """Give a short JSON body."""
         return Sample(b'{"hello": ["world", 1]}', "application/json", {"echo": {"hello": ["world", 1]}})
+
+    def describe(self) -> Description:
+        """Give the kinds of bodies that are told apart."""
+        return Description(
+            summary="Get back what you send",
+            bodies=[
+                Body("application/json", {}, {"hello": ["world", 1]}),
+                Body("text/plain", {"type": "string", "minLength": 1}, "hello"),
+                Body("application/octet-stream"),
+            ],
+            answer=Echo,
+            problems=(),
+        )
 
 
 def _sendable(value: Any) -> Any:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from json import dumps
+from json import dumps, loads
 from math import inf
 from pathlib import PurePosixPath
 from typing import Any, ClassVar
@@ -20,6 +20,7 @@ import torch
 from torch.export.passes import move_to_device_pass
 from werkzeug.http import parse_options_header
 
+from inference.description import Body, Description
 from inference.errors import ArtifactError, ConfigError, UnreadableInput, UnsupportedInput
 from inference.model import Model, ModelContext, Sample
 from inference.models.reading import check_names, parse_json
@@ -45,6 +46,13 @@ class InputSpec:
         """Write the input as ``name: dtype[2, 1..16, any]``."""
         sizes = ", ".join(_describe_size(low, high) for low, high in self.shape)
         return f"{self.name}: {str(self.dtype).removeprefix('torch.')}[{sizes}]"
+
+    def schema(self) -> dict[str, Any]:
+        """Describe the nested lists as a JSON Schema."""
+        found = _number_schema(self.dtype)
+        for low, high in reversed(self.shape):
+            found = {"type": "array", "items": found, "minItems": low, **({} if high == inf else {"maxItems": high})}
+        return {**found, "description": self.describe()}
 
     def read(self, value: Any) -> torch.Tensor:
         """Turn nested lists into a tensor of this dtype and an allowed shape, on the CPU.
@@ -169,6 +177,35 @@ class ProgramModel(Model[Item, Any]):
         """Give the sample of the options."""
         return self._sample
 
+    def describe(self) -> Description:
+        """Give the program's inputs; of its outputs only their number is known, from the sample."""
+        inputs = {
+            "type": "array",
+            "prefixItems": [spec.schema() for spec in self._specs],
+            "minItems": len(self._specs),
+            "maxItems": len(self._specs),
+        }
+        body = {
+            "type": "object",
+            "properties": {"inputs": inputs},
+            "required": ["inputs"],
+            "additionalProperties": False,
+        }
+        count = len(self._sample.expected["outputs"])
+        outputs = {
+            "type": "array",
+            "items": {"description": "Nested lists of numbers; null in place of one that is not finite."},
+            "minItems": count,
+            "maxItems": count,
+        }
+        return Description(
+            summary="Run the program",
+            text=f"It takes {self._describe()}.",
+            bodies=[Body("application/json", body, loads(self._sample.body))],
+            answer={"type": "object", "properties": {"outputs": outputs}, "required": ["outputs"]},
+            problems=[UnsupportedInput],
+        )
+
     def _describe(self) -> str:
         return f"{len(self._specs)} inputs ({'; '.join(spec.describe() for spec in self._specs)})"
 
@@ -273,6 +310,19 @@ def _describe_size(low: int, high: float) -> str:
     if low == high:
         return str(low)
     return "any" if high == inf else f"{low}..{high}"
+
+
+def _number_schema(dtype: torch.dtype) -> dict[str, Any]:
+    if dtype is torch.bool:
+        return {"type": "boolean"}
+    if dtype.is_floating_point:
+        limits = torch.finfo(dtype)
+        return {"type": "number", "minimum": limits.min, "maximum": limits.max}
+    if dtype.is_complex:
+        # Cannot be sent.
+        return {"not": {}}
+    integers = torch.iinfo(dtype)
+    return {"type": "integer", "minimum": integers.min, "maximum": integers.max}
 
 
 def _same_kind(sent: torch.dtype, wanted: torch.dtype) -> bool:

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from inference.description import Description
 from inference.errors import ConfigError
 from inference.images import Picture, decode_image
 from inference.model import Model, ModelContext, Sample
 from inference.models.reading import check_names
 
+from .api import DESCRIPTION
 from .sizes import sizes
 
 if TYPE_CHECKING:
@@ -122,3 +124,7 @@ class OcrModel(Model[Picture, Page]):
         """Give a page of three lines."""
         expected = json.loads(_SAMPLE_ANSWER.read_text(encoding="utf-8"))
         return Sample(_SAMPLE.read_bytes(), "image/png", expected)
+
+    def describe(self) -> Description:
+        """Give the types of :mod:`.api`."""
+        return DESCRIPTION
