@@ -13,7 +13,8 @@ from pathlib import Path
 BLOCK = re.compile(
     r"^<!-- run -->\n```sh\n(?P<script>.*?)^```\n(?:\n```text\n(?P<shown>.*?)^```\n)?", re.MULTILINE | re.DOTALL
 )
-TIMEOUT_SECONDS = 120
+#: The pages load torch several times, which takes long on a busy machine.
+TIMEOUT_SECONDS = 240
 
 
 @dataclass(frozen=True)

@@ -34,18 +34,18 @@ def linked(page: Path) -> set[Path]:
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Name headings as git hosts do, and list the roles."""
     config.mdx_configs["toc"]["slugify"] = anchor
-    reference = config.nav[-1]["Reference"]
+    reference = (config.nav or [])[-1]["Reference"]
     reference += [{f"Role {path.parent.name}": path.relative_to(ROOT).as_posix()} for path in sorted(ROOT.glob(ROLES))]
     return config
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Give the site the documents, and what they link to, by their paths in the project."""
+    """Give the site the documents, what they link to, and its style, by their paths in the project."""
     for file in list(files):
         if file.src_dir == config.docs_dir:
             files.remove(file)
     documents = pages()
     further = {path for page in documents for path in linked(page)} - set(documents)
-    for path in [*documents, *sorted(further)]:
+    for path in [*documents, *sorted(further), *(ROOT / name for name in config.extra_css)]:
         files.append(File.generated(config, path.relative_to(ROOT).as_posix(), abs_src_path=str(path)))
     return files

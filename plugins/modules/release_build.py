@@ -81,6 +81,25 @@ def normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
+def further_requirements(path: Path, locked: list[Requirement], target: Target) -> list[Requirement]:
+    """What the user's own requirements add to those of the app.
+
+    Raises:
+        BuildError: a package has no hash, or is pinned to another version than the app's.
+    """
+    known = {normal(one.name): one.version for one in locked}
+    found = []
+    for one in for_target(parse_lock(path.read_text(), str(path)), target):
+        if not one.hashes:
+            raise BuildError(f"{path}: {one.name}=={one.version} has no --hash. {PIN}")
+        version = known.get(normal(one.name), one.version)
+        if version != one.version:
+            raise BuildError(f"{path} pins {one.name} {one.version}, and the app is tested with {version}. {PIN}")
+        if normal(one.name) not in known:
+            found.append(one)
+    return found
+
+
 class Release:
     """One release, from its inputs to its archives."""
 
@@ -156,31 +175,11 @@ class Release:
             command += ["--extra", extra]
         wanted = for_target(parse_lock(run(command, say="reading app/uv.lock")), target)
         if self.further:
-            wanted += self.further_requirements(wanted, target)
+            wanted += further_requirements(self.further, wanted, target)
         if "torch" in self.extras and target.torch != "cuda":
             wanted = [one for one in wanted if not CUDA_ONLY.match(one.name)]
             wanted.append(self.wheelhouse.torch_requirement(self.builds[target.torch], target.torch))
         return wanted
-
-    def further_requirements(self, locked: list[Requirement], target: Target) -> list[Requirement]:
-        """What the user's own requirements add to those of the app.
-
-        Raises:
-            BuildError: a package has no hash, or is pinned to another version than the app's.
-        """
-        known = {normal(one.name): one.version for one in locked}
-        found = []
-        for one in for_target(parse_lock(self.further.read_text(), str(self.further)), target):
-            if not one.hashes:
-                raise BuildError(f"{self.further}: {one.name}=={one.version} has no --hash. {PIN}")
-            version = known.get(normal(one.name), one.version)
-            if version != one.version:
-                raise BuildError(
-                    f"{self.further} pins {one.name} {one.version}, and the app is tested with {version}. {PIN}"
-                )
-            if normal(one.name) not in known:
-                found.append(one)
-        return found
 
     def environment(self, target: Target) -> dict:
         """Make the archive of wheels of one kind of host, unless the cache has it."""

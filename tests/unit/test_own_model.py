@@ -77,6 +77,7 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(EXAMPLE, folder / "examples" / "own_model", ignore=ignored)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("INFERENCE_")}
     environment["PATH"] = os.pathsep.join([str(environments.app().parent), environment["PATH"]])
+    environment["TMPDIR"] = str(folder)
     pages.check(PAGE, folder, environment, ("8111", "8112"), "examples/own_model/models/*.log")
     return folder / "examples" / "own_model"
 
