@@ -96,7 +96,7 @@ def lint(options: Options) -> Count:
         "ruff check": [BIN / "ruff", "check", ROOT],
         "ruff format": [BIN / "ruff", "format", "--check", ROOT],
         "mypy (controller)": [*mypy, *ours],
-        "mypy (app)": [*mypy, "--python-executable", app, ROOT / "app" / "src"],
+        "mypy (app)": [*mypy, "--python-executable", app, ROOT / "app" / "src", ROOT / "examples"],
         "shellcheck": [BIN / "shellcheck", "--external-sources", f"--source-path={ROOT}", *tree.shell_scripts()],
         "yamllint": [BIN / "yamllint", "--strict", ROOT],
         "ansible-lint": [BIN / "ansible-lint", "--project-dir", ROOT],

@@ -17,6 +17,8 @@ GLIBC_MINORS = (35, 34, 31, 28, 27, 26, 24, 17, 12, 5)
 #: Packages that only torch's CUDA build needs.
 CUDA_ONLY = re.compile(r"^(nvidia-|cuda-|triton$|torch$)")
 LOCK_ENTRY = re.compile(r"^(?P<name>[A-Za-z0-9._-]+)==(?P<version>\S+)\s*(?:;\s*(?P<marker>.+?))?\s*$")
+#: How a requirements file is pinned, for errors.
+PIN = "Pin it as docs/own-model.md says (uv pip compile --generate-hashes)."
 
 
 class BuildError(Exception):
@@ -77,8 +79,16 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def parse_lock(text: str) -> list[Requirement]:
-    """Read ``uv export`` output (pinned requirements with markers and hashes)."""
+def parse_lock(text: str, source: str = "app/uv.lock") -> list[Requirement]:
+    """Read pinned requirements with markers and hashes, as ``uv export`` and ``uv pip compile`` write them.
+
+    Args:
+        text: the requirements.
+        source: where they are from, for errors.
+
+    Raises:
+        BuildError: a line is no pinned requirement.
+    """
     found = []
     for logical in re.sub(r"\\\n\s*", " ", text).splitlines():
         logical = logical.split(" #")[0].strip()
@@ -87,7 +97,7 @@ def parse_lock(text: str) -> list[Requirement]:
         hashes = tuple(re.findall(r"--hash=sha256:([0-9a-f]{64})", logical))
         entry = LOCK_ENTRY.match(re.sub(r"--hash=\S+", "", logical).strip())
         if entry is None:
-            raise BuildError(f"app/uv.lock exports a line that is not understood: {logical[:120]!r}")
+            raise BuildError(f"{source} has a line that is not NAME==VERSION: {logical[:120]!r}. {PIN}")
         found.append(Requirement(entry["name"], entry["version"], entry["marker"] or "", hashes))
     return found
 

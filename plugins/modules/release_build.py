@@ -16,7 +16,7 @@ options:
   extras: {description: Extras of the package that the services need., type: list, elements: str, default: []}
   targets: {description: Kinds of hosts (python, arch, torch)., type: list, elements: dict, required: true}
   torch_builds: {description: Known builds of torch by name., type: dict, required: true}
-  programs: {description: Files that go into C(models/) of the release., type: list, elements: path, default: []}
+  files: {description: Files and folders that go into C(models/) of the release., type: list, elements: path, default: []}
   code: {description: Folders of Python modules that go beside the package., type: list, elements: path, default: []}
   requirements: {description: Further requirements file; pinned, with hashes., type: path, default: ""}
 """
@@ -26,6 +26,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -37,6 +38,7 @@ import tomllib
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.wheelhouse import (
     CUDA_ONLY,
+    PIN,
     BuildError,
     Requirement,
     Target,
@@ -74,6 +76,30 @@ def content_hash(parts: list[tuple[str, Path]], extra: object) -> str:
     return digest.hexdigest()
 
 
+def normal(name: str) -> str:
+    """A package's name as all its spellings have it (PEP 503)."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def further_requirements(path: Path, locked: list[Requirement], target: Target) -> list[Requirement]:
+    """What the user's own requirements add to those of the app.
+
+    Raises:
+        BuildError: a package has no hash, or is pinned to another version than the app's.
+    """
+    known = {normal(one.name): one.version for one in locked}
+    found = []
+    for one in for_target(parse_lock(path.read_text(), str(path)), target):
+        if not one.hashes:
+            raise BuildError(f"{path}: {one.name}=={one.version} has no --hash. {PIN}")
+        version = known.get(normal(one.name), one.version)
+        if version != one.version:
+            raise BuildError(f"{path} pins {one.name} {one.version}, and the app is tested with {version}. {PIN}")
+        if normal(one.name) not in known:
+            found.append(one)
+    return found
+
+
 class Release:
     """One release, from its inputs to its archives."""
 
@@ -82,7 +108,7 @@ class Release:
         self.module = module
         self.app = Path(options["app_dir"])
         self.cache = Path(options["cache_dir"])
-        self.programs = [Path(path) for path in options["programs"]]
+        self.files = [Path(path) for path in options["files"]]
         self.code = [Path(path) for path in options["code"]]
         self.further = Path(options["requirements"]) if options["requirements"] else None
         self.targets = [Target(str(one["python"]), one["arch"], one["torch"]) for one in options["targets"]]
@@ -101,14 +127,15 @@ class Release:
 
     def check_inputs(self) -> None:
         """Refuse files that are not there, before anything is made."""
-        for path in [*self.programs, *self.code, *filter(None, [self.further])]:
+        for path in [*self.files, *self.code, *filter(None, [self.further])]:
             if not path.exists():
                 raise BuildError(
                     f"{path} is named by a service or by release_code or release_requirements, but is not there."
                 )
-        names = [path.name for path in self.programs]
+        # The OCR networks lie in a folder of that name.
+        names = [*(path.name for path in self.files), *(["ocr"] if "ocr" in self.extras else [])]
         if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise BuildError(f"several services name different programs with the same file name: {', '.join(twice)}.")
+            raise BuildError(f"several services name different files with the same name: {', '.join(twice)}.")
         for target in self.targets:
             if target.torch and target.torch not in self.builds:
                 raise BuildError(
@@ -120,12 +147,17 @@ class Release:
         """Everything that decides what the release is, with a name that does not depend on this machine."""
         parts = [(str(path.relative_to(self.app)), path) for path in files_below(self.app / "src")]
         parts += [(name, self.app / name) for name in ("pyproject.toml", "uv.lock")]
-        parts += [(f"models/{path.name}", path) for path in self.programs]
+        for path in self.files:
+            parts += [(f"models/{one.relative_to(path.parent)}", one) for one in self.files_of(path)]
         for folder in self.code:
-            parts += [(f"code/{folder.name}/{path.relative_to(folder)}", path) for path in files_below(folder)]
+            parts += [(f"code/{one.relative_to(folder.parent)}", one) for one in files_below(folder)]
         if self.further:
             parts.append(("requirements", self.further))
         return parts
+
+    def files_of(self, path: Path) -> list[Path]:
+        """A file that goes into ``models/``, or all that lie in a folder which does."""
+        return files_below(path) if path.is_dir() else [path]
 
     def requirements(self, target: Target) -> list[Requirement]:
         """Pinned and hashed packages of one kind of host."""
@@ -141,10 +173,9 @@ class Release:
         command += ["--no-header", "--no-annotate", "--quiet", "--format", "requirements.txt"]
         for extra in ["serve", *self.extras]:
             command += ["--extra", extra]
-        locked = parse_lock(run(command, say="reading app/uv.lock"))
+        wanted = for_target(parse_lock(run(command, say="reading app/uv.lock")), target)
         if self.further:
-            locked += parse_lock(self.further.read_text())
-        wanted = for_target(locked, target)
+            wanted += further_requirements(self.further, wanted, target)
         if "torch" in self.extras and target.torch != "cuda":
             wanted = [one for one in wanted if not CUDA_ONLY.match(one.name)]
             wanted.append(self.wheelhouse.torch_requirement(self.builds[target.torch], target.torch))
@@ -225,7 +256,7 @@ class Release:
                 shutil.copy(path, target)
 
     def place_models(self, into: Path, wheels: Path) -> None:
-        """Convert the OCR networks when a service needs them, and copy the programs that services name."""
+        """Convert the OCR networks when a service needs them, and copy the files that services name."""
         into.mkdir(parents=True)
         if "ocr" in self.extras:
             with tarfile.open(wheels) as tar:
@@ -237,8 +268,11 @@ class Release:
                 say="converting the OCR networks", env={"PYTHONPATH": str(self.app / "src"), "PYTHONDONTWRITEBYTECODE": "1"},
             )  # fmt: skip
             wheel.unlink()
-        for program in self.programs:
-            shutil.copy(program, into / program.name)
+        for path in self.files:
+            for one in self.files_of(path):
+                target = into / one.relative_to(path.parent)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(one, target)
 
     def source(self) -> dict[str, object]:
         """The commit that the release was made from, where there is one."""
@@ -266,7 +300,7 @@ def main() -> None:
             "extras": {"type": "list", "elements": "str", "default": []},
             "targets": {"type": "list", "elements": "dict", "required": True},
             "torch_builds": {"type": "dict", "required": True},
-            "programs": {"type": "list", "elements": "path", "default": []},
+            "files": {"type": "list", "elements": "path", "default": []},
             "code": {"type": "list", "elements": "path", "default": []},
             "requirements": {"type": "path", "default": ""},
         },

@@ -18,7 +18,7 @@ from packaging.version import Version
 
 ROOT = tree.ROOT
 #: What ./fleet runs without a playbook.
-WITHOUT_PLAYBOOK = ["test", "bench"]
+WITHOUT_PLAYBOOK = ["test", "bench", "docs"]
 VERBS = sorted(path.stem for path in (ROOT / "playbooks").glob("*.yml"))
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import deploy_page
+import docs_site
 import pytest
 import tree
 import variables
@@ -21,13 +22,8 @@ PAGES = [path for path in tree.files() if path.suffix == ".md"]
 CODE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 
 
-def anchor(heading: str) -> str:
-    """The name under which a heading can be linked to."""
-    return re.sub(r"[^\w -]", "", heading.replace("`", "").lower()).replace(" ", "-")
-
-
 def anchors(page: Path) -> set[str]:
-    return {anchor(found) for found in re.findall(r"^#+ (.*)$", CODE.sub("", page.read_text()), re.MULTILINE)}
+    return {docs_site.anchor(found) for found in re.findall(r"^#+ (.*)$", CODE.sub("", page.read_text()), re.MULTILINE)}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(tree.ROOT)))

@@ -58,10 +58,11 @@ def project(tmp_path: Path) -> Project:
 def test_without_verb_it_lists_the_verbs_and_what_they_do(project: Project) -> None:
     done = project.run()
     assert done.returncode == 0
-    summaries = dict(re.findall(r"^(test|bench)_summary='(.*)'$", project.fleet.read_text(), re.MULTILINE))
-    assert [line.split(maxsplit=1) for line in done.stdout.splitlines() if line.startswith("  ")][:4] == [
+    summaries = dict(re.findall(r"^(test|bench|docs)_summary='(.*)'$", project.fleet.read_text(), re.MULTILINE))
+    assert [line.split(maxsplit=1) for line in done.stdout.splitlines() if line.startswith("  ")][:5] == [
         ["bench", summaries["bench"]],
         ["deploy", "Does deploy"],
+        ["docs", summaries["docs"]],
         ["status", "Does status"],
         ["test", summaries["test"]],
     ]
@@ -82,6 +83,16 @@ def test_bench_runs_the_program_and_lists_those_that_there_are(project: Project)
         refused = project.run("bench", name)
         assert (refused.returncode, refused.stdout) == (2, "")
         assert f"there is no benchmark '{name}'" in refused.stderr
+
+
+def test_docs_builds_the_site_and_hands_on_its_options(project: Project) -> None:
+    mkdocs = project.folder / ".venv" / "bin" / "mkdocs"
+    mkdocs.write_text(STAND_IN)
+    mkdocs.chmod(0o755)
+    done = project.run("docs", "--site-dir", "public", STAND_IN_EXIT="1")
+    configuration = str(project.folder / "mkdocs.yml")
+    assert done.stdout.split() == ["build", "--strict", "--config-file", configuration, "--site-dir", "public"]
+    assert done.returncode == 1
 
 
 def test_mitogen_is_used_when_it_is_asked_for(project: Project) -> None:

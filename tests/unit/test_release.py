@@ -53,7 +53,7 @@ def build(app: Path, check_mode: bool = True, **options: Any) -> Any:
         "extras": ["torch"],
         "targets": [CPU],
         "torch_builds": BUILDS,
-        "programs": [],
+        "files": [],
         "code": [],
         "requirements": "",
         **options,
@@ -115,9 +115,11 @@ CHANGES: dict[str, Callable[[Path], Json]] = {
     "project": change_project,
     "extras": lambda app: {"extras": ["ocr", "torch"]},
     "torch builds": lambda app: {"torch_builds": {**BUILDS, "cu126": {"version": "2.13.0+cu126"}}},
-    "program": lambda app: {"programs": [str(own(app, "cats.pt2"))]},
-    "another program": lambda app: {"programs": [str(own(app, "cats.pt2", "other weights"))]},
-    "a program's name": lambda app: {"programs": [str(own(app, "dogs.pt2"))]},
+    "program": lambda app: {"files": [str(own(app, "cats.pt2"))]},
+    "another program": lambda app: {"files": [str(own(app, "cats.pt2", "other weights"))]},
+    "a folder of files": lambda app: {"files": [str(own(app, "cats/model.pt").parent)]},
+    "another file in it": lambda app: {"files": [str(own(app, "cats/model.pt", "other weights").parent)]},
+    "a program's name": lambda app: {"files": [str(own(app, "dogs.pt2"))]},
     "code": lambda app: {"code": [str(own(app, "mine/cats.py").parent)]},
     "other code": lambda app: {"code": [str(own(app, "mine/cats.py", "x = 1").parent)]},
     "requirements": lambda app: {"requirements": str(own(app, "requirements.txt"))},
@@ -135,7 +137,7 @@ def test_everything_that_goes_in_changes_the_id(app: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"programs": ["/no/such/cats.pt2"]}, "/no/such/cats.pt2 is named by a service or by release_code"),
+        ({"files": ["/no/such/cats.pt2"]}, "/no/such/cats.pt2 is named by a service or by release_code"),
         ({"code": ["/no/such/folder"]}, "/no/such/folder is named by"),
         ({"requirements": "/no/such/requirements.txt"}, "/no/such/requirements.txt is named by"),
         ({"targets": [{**CPU, "torch": "cu99"}]}, "release_torch_build is 'cu99'; known builds: cpu, cuda"),
@@ -146,10 +148,47 @@ def test_what_cannot_be_made_is_refused_at_once(app: Path, options: Json, said: 
         build(app, **options)
 
 
-def test_two_programs_of_one_name_are_refused(app: Path) -> None:
-    programs = [str(own(app, f"{folder}/cats.pt2", folder)) for folder in "ab"]
-    with pytest.raises(wheelhouse.BuildError, match=r"different programs with the same file name: cats\.pt2"):
-        build(app, programs=programs)
+def test_two_files_of_one_name_are_refused(app: Path) -> None:
+    files = [str(own(app, f"{folder}/cats.pt2", folder)) for folder in "ab"]
+    with pytest.raises(wheelhouse.BuildError, match=r"different files with the same name: cats\.pt2"):
+        build(app, files=files)
+    with pytest.raises(wheelhouse.BuildError, match="different files with the same name: ocr"):
+        build(app, files=[str(own(app, "ocr"))], extras=["ocr"])
+
+
+HASH = f"--hash=sha256:{'0' * 64}"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("tokenizers>=0.20", r"own/requirements\.txt has a line that is not NAME==VERSION: 'tokenizers>=0\.20'"),
+        ("tokenizers==0.20.0", r"own/requirements\.txt: tokenizers==0\.20\.0 has no --hash"),
+        (f"Flask==2.0.0 {HASH}", r"pins Flask 2\.0\.0, and the app is tested with 3\."),
+    ],
+)
+def test_requirements_that_cannot_be_installed_are_refused(app: Path, text: str, said: str) -> None:
+    release = build(tree.ROOT / "app", cache_dir="/nowhere", requirements=str(own(app, "requirements.txt", text)))
+    with pytest.raises(wheelhouse.BuildError, match=said):
+        release.requirements(wheelhouse.Target("3.11", "x86_64", "cpu"))
+
+
+def test_requirements_of_ones_own_come_to_those_of_the_app(app: Path) -> None:
+    """As `uv pip compile` writes them; a package that the app has too is taken once."""
+    target = wheelhouse.Target("3.11", "x86_64", "cpu")
+    plain = build(tree.ROOT / "app", cache_dir="/nowhere").requirements(target)
+    (flask,) = (one for one in plain if one.name == "flask")
+    (torch,) = (one for one in plain if one.name == "torch")
+    text = (
+        f"# made by uv\nFlask=={flask.version} \\\n    {HASH}\n    # via -r in\n"
+        f"tokenizers==0.20.0 ; python_full_version < '4' \\\n    {HASH} \\\n    {HASH}\n"
+        f"tomli==2.0.1 ; python_version < '3.11' {HASH}\ntorch=={torch.version.split('+')[0]} {HASH}\n"
+    )
+    release = build(tree.ROOT / "app", cache_dir="/nowhere", requirements=str(own(app, "requirements.txt", text)))
+    found = {one.name: one for one in release.requirements(target)}
+    assert sorted(found) == sorted([*(one.name for one in plain), "tokenizers"])
+    assert found["torch"] == torch, "the build of the host"
+    assert found["flask"] == flask
 
 
 def test_check_mode_of_the_real_app(tmp_path: Path) -> None:
@@ -192,12 +231,16 @@ def test_the_archive_of_a_release(tmp_path: Path) -> None:
     (tmp_path / "own" / "loose" / "cats.py").touch()
     program = tmp_path / "own" / "cats.pt2"
     program.write_bytes(b"weights")
+    weights = tmp_path / "own" / "dogs"
+    (weights / "vocabulary").mkdir(parents=True)
+    (weights / "model.pt").write_bytes(b"more")
+    (weights / "vocabulary" / "words.txt").write_text("woof")
     release = build(
         tree.ROOT / "app",
         check_mode=False,
         cache_dir=str(tmp_path / "cache"),
         extras=[],
-        programs=[str(program)],
+        files=[str(program), str(weights)],
         code=[str(tmp_path / "own" / "package"), str(tmp_path / "own" / "loose")],
     )
     wheels = tmp_path / "cache" / "environments" / "py3.11-x.tar"
@@ -213,9 +256,14 @@ def test_the_archive_of_a_release(tmp_path: Path) -> None:
     # The page too, which is no code: nginx looks for its files there.
     page = [path.name for path in (tree.ROOT / "app" / "src" / "inference" / "page").iterdir()]
     assert {f"app/inference/page/{name}" for name in [*page, "index.html", "status.html"]} <= names
+    assert {"models/dogs/model.pt", "models/dogs/vocabulary/words.txt"} <= names
     assert not [name for name in names if name.startswith(("app/tests", "wheel"))]
     assert revision["id"] == release.id
-    assert revision["models"] == {"cats.pt2": sha256(b"weights").hexdigest()}
+    assert revision["models"] == {
+        "cats.pt2": sha256(b"weights").hexdigest(),
+        "dogs/model.pt": sha256(b"more").hexdigest(),
+        "dogs/vocabulary/words.txt": sha256(b"woof").hexdigest(),
+    }
     assert revision["environments"] == {"py3.11-x": {"target": "py3.11", "wheels": [{"name": "flask"}]}}
     assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == ["build.log", "environments", "releases"]
 

@@ -318,6 +318,14 @@ def test_a_program_is_a_model_of_its_own() -> None:
     assert found["options"] == {"labels": ["cat"], "program": "cats.pt2"}
 
 
+def test_files_of_a_model_are_a_list_of_paths() -> None:
+    assert resolved()["files"] == []
+    assert resolved(files=["/home/me/cats.pt", "/home/me/vocabulary"])["files"] == [
+        "/home/me/cats.pt",
+        "/home/me/vocabulary",
+    ]
+
+
 def test_a_sample_of_ones_own(tmp_path: Path) -> None:
     (tmp_path / "body").write_bytes(b"\0\1")
     (tmp_path / "expect.json").write_text('{"label": "cat"}')
