@@ -99,8 +99,9 @@ def expect_problem(answer: Answer, status: int) -> str:
 
 def is_up(metrics: str, vassal: dict) -> bool:
     """Whether the metrics have a vassal's uWSGI as one that answers; without stats it cannot be asked."""
-    labels = f'service="{vassal["service"]}",device="{vassal["device"]}",release="{vassal["release"]}"'
-    return not vassal["stats"] or f"fleet_vassal_up{{{labels}}} 1.0" in metrics
+    labels = [f'{name}="{vassal[name]}"' for name in ("service", "device", "release")]
+    up = [line for line in metrics.splitlines() if line.startswith("fleet_vassal_up{") and line.endswith(" 1.0")]
+    return not vassal["stats"] or any(all(label in line for label in labels) for line in up)
 
 
 class Checks:

@@ -412,3 +412,20 @@ def test_a_fleet_of_one_release_is_said_to_be() -> None:
     found = report.verify_report(hosts, list(hosts))
     assert (found["exit"], found["lines"][-2]) == (0, "ok      fleet  one release: r1 on all 2 hosts")
     assert report.verify_report(hosts, ["a"])["data"]["fleet"] == [], "one host is no mixture"
+
+
+def test_a_vassal_that_the_exporter_does_not_see_is_red() -> None:
+    vassal = {"service": "echo", "device": "one", "release": "r1", "name": "echo--r1", "stats": True}
+    # As prometheus_client writes it, with the labels in their alphabetical order.
+    up = 'fleet_vassal_up{device="one",release="r1",service="echo"} %s\n'
+    assert service_checks.is_up(up % "1.0", vassal)
+    assert not service_checks.is_up(up % "0.0", vassal)
+    assert not service_checks.is_up(up % "1.0", {**vassal, "release": "r2"})
+    # What has no stats cannot be asked.
+    assert service_checks.is_up("", {**vassal, "stats": False})
+
+
+def test_a_port_without_the_metrics_that_should_be_there(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service_checks, "EXPORTER_SECONDS", 0.1)
+    found = red(host, services=[], ports=[host.port])
+    assert found[f"metrics through port {host.port}"].startswith("404: ")
