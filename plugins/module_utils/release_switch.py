@@ -68,13 +68,17 @@ class Switch:
         self.nginx: dict = options["nginx"]
         self.upstreams = Upstreams(options, self.nginx["wait_seconds"])
         self.was_ours = bool(self.upstreams.folder([], []).state.get("placed"))
-        self.drained = set(Drained(Path(options["drained_file"])).read())
         self.deployments = Deployments(Path(options["deployed_file"]), Path(options["deployments_dir"]))
         self.did: list[str] = []
         self.started: list[str] = []
         self.diff: list[dict] = []
 
     # ---- what is there
+
+    @property
+    def drained(self) -> set[str]:
+        """Devices that are out: read each time, since the watch may take one out while this works."""
+        return set(Drained(Path(self.options["drained_file"])).read())
 
     def present(self, service: str, device: str) -> list[Path]:
         """Files of the vassals of a service on a device, the wanted one first."""
@@ -96,9 +100,8 @@ class Switch:
                 if asked and (match := ADDRESS.search(asked[0].read_text())):
                     addresses[key] = match[1]
         former = {} if self.options["settle"] else self.former(former_on)
-        files = [
-            {**one, "content": fill(one["content"], addresses, self.drained, former)} for one in self.nginx["files"]
-        ]
+        drained = self.drained
+        files = [{**one, "content": fill(one["content"], addresses, drained, former)} for one in self.nginx["files"]]
         return self.upstreams.folder(files, self.nginx["links"], self.nginx["ports"])
 
     def former(self, former_on: Collection[str]) -> dict[str, str]:
@@ -285,9 +288,9 @@ class Switch:
         self.vassals.clear_partials()
         self.vassals.remove(self.vassals.forgotten())
 
-    def lead(self, out: Collection[str]) -> None:
-        """Have nginx lead to no device of ``out``, and wait until no request is on its way there."""
-        self.upstreams.configuration(out).apply()
+    def lead_past(self, *devices: str) -> None:
+        """Have nginx lead to no drained device and to none of these, and wait until no request is on its way there."""
+        self.upstreams.load(lambda: self.upstreams.configuration({*self.drained, *devices}))
 
     def restart_emperors(self) -> None:
         """Restart emperors that run with older files, each with its device out of the upstream."""
@@ -298,12 +301,12 @@ class Switch:
             leads = self.upstreams.serves(device)
             if leads:
                 self.need_others(device, f"{name} must restart, since {', '.join(files)} changed")
-                self.lead({*self.drained, device})
+                self.lead_past(device)
             self.manager.restart(name)
             for path in asked:
                 self.wait_back(path)
             if leads:
-                self.lead(self.drained)
+                self.lead_past()
             self.did.append(f"restarted {name}")
             note(self.run, "restarted", unit=name, files=files)
 
@@ -411,7 +414,7 @@ class Switch:
             VassalError: the new ones do not serve; the old ones were started again and serve.
         """
         self.need_others(device, f"{device}: {self.lacks([device])}")
-        self.lead({*self.drained, device})
+        self.lead_past(device)
         former = {path: path.read_text() for path in self.vassals.unwanted() if path.parent.parent.name == device}
         self.vassals.remove(list(former))
         wanted = [one for one in self.vassals.vassals if one.device == device]
@@ -425,14 +428,14 @@ class Switch:
                 place(path, text, 0o640, group=group)
             for path in former:
                 self.wait_back(path)
-            self.lead(self.drained)
+            self.lead_past()
             raise
         self.configure(waiting)
         self.say_switched(started)
 
     def configure(self, waiting: Collection[str]) -> None:
         """Place the wanted configuration of nginx and have it loaded."""
-        result = self.target(waiting).apply()
+        result = self.upstreams.load(lambda: self.target(waiting))
         self.diff += result["diff"]
         if result["changed"]:
             self.did.append("loaded another configuration of nginx")
