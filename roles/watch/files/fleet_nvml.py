@@ -137,7 +137,7 @@ class Nvml:
         return bool(rows[3].value)
 
     def state(self, uuid: str) -> dict[str, Any]:
-        """``lost`` (why), ``uncorrected`` (errors since the last reset), ``action``, ``unmapped`` of the card of a UUID.
+        """``lost`` (why), ``uncorrected`` (errors since the last reset), ``action`` and ``unmapped`` of a card.
 
         Raises:
             NvmlError: something that says nothing of the card.

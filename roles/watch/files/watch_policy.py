@@ -166,7 +166,7 @@ class Evidence:
     Args:
         good_seconds: since when the known answer is good without a bad one between.
         boot: the kernel's id of this boot.
-        oldest: when the oldest of its processes with a model was started, in seconds since 1970; ``None`` when nobody knows.
+        oldest: when the oldest of its processes was started, in seconds since 1970; ``None`` when nobody knows.
         lost: whether NVML does not get at its card.
         action: what the driver says must be done; ``None`` when it does not tell.
     """
@@ -232,6 +232,7 @@ def transitions(device: str, former: dict[str, Any], now: dict[str, Any], table:
     errors, known = now["uncorrected"], former.get("uncorrected")
     if errors is not None and known is not None and errors > known:
         found.append((table.of_nvml("uncorrected"), f"{errors} uncorrectable ECC errors since the last reset"))
-    if now["unmapped"] and not former.get("unmapped"):
+    # What was there before the first look has been served with, and only a person can mend it.
+    if now["unmapped"] and former.get("unmapped") is False:
         found.append((table.of_nvml("unmapped"), "row remapping has failed"))
     return [Seen(device, fault, text, at) for fault, text in found if fault is not None]
