@@ -245,8 +245,23 @@ def test_what_its_process_says(capsys: pytest.CaptureFixture[str]) -> None:
     fleet_nvml.look(Nvml(library), {"gpu0mig0": "MIG-1", "gpu0mig1": "MIG-1"}, 0.05, rounds=2)
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert lines[1] == {"xid": 31, "devices": ["gpu0mig0", "gpu0mig1"]}
-    assert [list(one) for one in lines] == [["state"], ["xid"], ["state"]]
+    assert [next(iter(one)) for one in lines] == ["state", "xid", "state"]
     assert lines[0]["state"]["gpu0mig0"]["uncorrected"] == 0
+
+
+def test_a_card_that_is_lost_while_events_are_waited_for(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = Library({"GPU-a": {"temperature": [40]}})
+
+    def lose(*_: object) -> int:
+        library.cards["GPU-a"]["temperature"] = 15
+        return 15
+
+    monkeypatch.setattr(library, "nvmlEventSetWait_v2", lose)
+    fleet_nvml.look(Nvml(library), {"gpu0": "GPU-a"}, 0.02, rounds=3)
+    lost = [json.loads(line)["state"]["gpu0"]["lost"] for line in capsys.readouterr().out.splitlines()]
+    assert [bool(one) for one in lost] == [False, True, True]
 
 
 def test_structures_are_those_of_nvidias_own_binding() -> None:

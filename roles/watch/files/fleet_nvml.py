@@ -163,7 +163,7 @@ class Nvml:
 
     def events(self, uuids: list[str]) -> ctypes.c_void_p | None:
         """A set of events with the Xids of some cards; ``None`` where cards have no events."""
-        found = ctypes.c_void_p()
+        found, registered = ctypes.c_void_p(), 0
         try:
             self.call("nvmlEventSetCreate", ctypes.byref(found))
         except NvmlError:
@@ -171,10 +171,11 @@ class Nvml:
         for uuid in uuids:
             try:
                 self.call("nvmlDeviceRegisterEvents", self.card(uuid), ctypes.c_ulonglong(EVENT_XID), found)
+                registered += 1
             except NvmlError:
                 # One that is lost already, or has none: looks at it tell.
                 continue
-        return found
+        return found if registered else None
 
     def wait(self, events: ctypes.c_void_p, seconds: float) -> tuple[int, int] | None:
         """Card and number of the next Xid; ``None`` when none came in time."""
@@ -214,7 +215,16 @@ def look(nvml: Nvml, devices: dict[str, str], seconds: float, rounds: int = sys.
         while (left := end - time.monotonic()) > 0:
             if events is None:
                 time.sleep(left)
-            elif event := nvml.wait(events, left):
+                continue
+            try:
+                event = nvml.wait(events, left)
+            except NvmlError as error:
+                if error.code != GPU_IS_LOST:
+                    raise
+                # From then on no set gives anything that has this card in it; looks go on.
+                events = None
+                break
+            if event:
                 say(xid=event[1], devices=[name for name, card in cards.items() if card == event[0]])
 
 
