@@ -20,13 +20,12 @@ CARDS = {"one": "00000000:65:00.0", "two": "00000000:CA:00.0"}
 NVML = """
 import sys, time
 from pathlib import Path
-former = ""
 while True:
     text = Path(sys.argv[1]).read_text()
     if text == "hang":
         time.sleep(3600)
     print(text, flush=True)
-    time.sleep(0.05)
+    time.sleep(float(sys.argv[3]))
 """
 #: Starts the watch as its unit does, with doubles where the driver would be seen.
 START = """
@@ -63,7 +62,7 @@ class Watched:
             path.write_text(one["content"])
         self.ill = host.fleet.folder / "ill"
         self.ill.mkdir()
-        kind = {"kind": "gpu", "uuid": "GPU-", "memory_mib": 1024} if gpus else {}
+        kind = {"kind": "gpu", "uuid": "GPU-", "memory_mib": 65536} if gpus else {}
         self.devices = [
             {"name": name, **CPU, **kind, **({"uuid": f"GPU-{name}", "pci_bus_id": card} if gpus else {})}
             for name, card in CARDS.items()
@@ -148,7 +147,15 @@ class Watched:
         )
 
     def wait_out(self, *devices: str) -> None:
-        processes.wait_for(lambda: self.down() == sorted(devices), lambda: f"{devices} to be out: {self.drained()}")
+        """Wait until just these are out, and the watch has said so, which it does when nginx works with it."""
+
+        def out() -> bool:
+            of_status = self.status().get("devices", {})
+            said = sorted(name for name, one in of_status.items() if one["out"])
+            noted = sorted(name for name, one in self.drained().items() if one["by"] == "fleet-watch")
+            return self.down() == sorted(devices) and said == noted
+
+        processes.wait_for(out, lambda: f"{devices} to be out: {self.drained()}")
 
     def audit(self) -> list[Json]:
         path = self.host.fleet.log_dir / "audit.log"

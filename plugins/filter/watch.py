@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from ansible.errors import AnsibleFilterError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 #: What the watch shares with the modules: the code by which devices go out and in. The tests hold it complete.
@@ -31,9 +34,30 @@ def watch_program(folder: str) -> list[dict[str, Any]]:
     return [{"path": f"{folder}/{name}", "mode": "0644", "content": text} for name, text in contents().items()]
 
 
+#: The least that each setting of the watch may be.
+LEAST = {"interval_seconds": 0.2, "failures": 1, "good_seconds": 0, "nvml_seconds": 1.0}
+
+
+def watch_settings(settings: Mapping[str, Any]) -> dict[str, float]:
+    """What the watch goes by, as numbers.
+
+    Raises:
+        AnsibleFilterError: one makes no sense.
+    """
+    found: dict[str, float] = {}
+    for name, least in LEAST.items():
+        try:
+            found[name] = type(least)(settings[name])
+        except ValueError:
+            found[name] = least - 1
+        if found[name] < least:
+            raise AnsibleFilterError(f"watch_{name}: {settings[name]} is no number from {least} on")
+    return found
+
+
 class FilterModule:
     """Filters of the role watch."""
 
     def filters(self) -> dict[str, Any]:
         """Names that templates use."""
-        return {"watch_program": watch_program}
+        return {"watch_program": watch_program, "watch_settings": watch_settings}

@@ -37,6 +37,10 @@ RECORDED = (
     "release", "services", "vassals", "nginx", "files", "folders", "devices", "units", "nginx_unit", "manager",
     "group", "stop_seconds",
 )  # fmt: skip
+#: Where units of either service manager lie.
+UNITS = {"systemd": (Path("/etc/systemd/system"), ".service"), "supervisor": (Path("/etc/supervisor/conf.d"), ".conf")}
+#: Units beside the service that a host need not have.
+OPTIONAL = ("fleet-watch",)
 #: Longest time for vassals to come back when their emperor was restarted, where no record says it better.
 LOAD_SECONDS = 300
 
@@ -116,6 +120,15 @@ class Switch:
     def gone(self) -> list[str]:
         """Devices that have a folder and are not wanted any more."""
         return [name for name in self.upstreams.known_devices() if name not in self.devices]
+
+    def unwanted_units(self) -> dict[str, Path]:
+        """Files of units that the host has and the inventory wants no more; going back leaves them as they are."""
+        if self.options["state"] != "present":
+            return {}
+        folder, ending = UNITS[self.options["manager"]]
+        wanted = {one["name"].partition(".")[0] for one in self.units}
+        found = {name: folder / f"{name}{ending}" for name in OPTIONAL if name not in wanted}
+        return {name: path for name, path in found.items() if path.exists()}
 
     def stale_units(self) -> dict[str, list[str]]:
         """Emperors that run with older files, with these files."""
@@ -241,6 +254,7 @@ class Switch:
             steps.append("load another configuration of nginx")
         steps += [f"stop vassal {name}" for name in self.vassals.names(self.vassals.unwanted())]
         steps += [f"remove the device {name}" for name in self.gone()]
+        steps += [f"remove {name}" for name in self.unwanted_units()]
         # All may be there but this, on a host that failed its checks after its first switch.
         release = self.options["release"]
         if release and not steps and self.deployments.current().get("id") != release["id"]:
@@ -491,6 +505,11 @@ class Switch:
             Path(f"/etc/supervisor/conf.d/{name}.conf").unlink(missing_ok=True)
             self.manager.reread()
             self.did.append(f"removed the device {device}")
+        for name, path in self.unwanted_units().items():
+            self.manager.remove(path.name if path.suffix == ".service" else name)
+            path.unlink()
+            self.manager.reread()
+            self.did.append(f"removed {name}")
 
     def record(self, *, forget: bool = False) -> None:
         """Note what is in force now, so that it can be gone back to."""

@@ -206,6 +206,24 @@ def test_an_nginx_that_was_there_before_is_restarted_and_not_replaced(
     assert host.units.told == ["restart nginx"]
 
 
+def test_a_unit_that_is_wanted_no_more_is_removed_and_going_back_leaves_it(
+    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(release_switch, "UNITS", {"systemd": (tmp_path, ".service")})
+    unit = tmp_path / "fleet-watch.service"
+    unit.write_text("")
+    wanted = host.wanted("r1")
+    (record,) = host.deployments().names()
+    host.restore(record)
+    assert unit.exists()
+    watch = {"name": "fleet-watch.service", "files": []}
+    assert "remove fleet-watch" not in host.switch({**wanted, "units": [*wanted["units"], watch]}).plan()["steps"]
+    assert "remove fleet-watch" in host.switch(wanted).plan()["steps"]
+    host.go(wanted)
+    assert "remove fleet-watch.service" in host.units.told
+    assert not unit.exists()
+
+
 def test_a_drained_device_stays_out_over_a_switch(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     drain_module = ansible_modules.load("modules", "device_drain")
     monkeypatch.setattr(drain_module, "note", lambda *arguments, **fields: "")

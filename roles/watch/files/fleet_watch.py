@@ -177,7 +177,7 @@ class Watch:
             "cases": {name: one.as_json() for name, one in self.cases.items()},
             "outs": {name: list(times) for name, times in self.outs.times.items()},
         }
-        text = json.dumps(content)
+        text = json.dumps([content, bool(self.cursor)])
         elapsed = time.monotonic() - self.written_at
         if text != self.written or elapsed > SAVE_SECONDS:
             write_json(Path(self.settings.state_file), {**content, "cursor": self.cursor})
