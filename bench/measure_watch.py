@@ -31,7 +31,7 @@ from switch_host import Client, Host, by_hand
 from watched import Watched
 
 RAW = tree.ROOT / "docs" / "performance" / "watch.json"
-DEFAULTS = {"interval_seconds": 2.0, "failures": 2, "good_seconds": 3, "nvml_seconds": 5.0}
+DEFAULTS: dict[str, Any] = {"interval_seconds": 2.0, "failures": 2, "good_seconds": 3, "nvml_seconds": 5.0}
 #: Longest time that a fault may take to be acted upon.
 PATIENCE_SECONDS = 40.0
 FAULTS = ("xid", "lost", "answer")

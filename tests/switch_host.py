@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import environments
 import processes
@@ -217,9 +218,8 @@ def serving(host: Host, **options: Any) -> Iterator[None]:
 @contextmanager
 def by_hand(host: Host) -> Iterator[None]:
     """Outside of pytest: the host's units stand in for those of this machine, and nothing is noted in its audit log."""
-    former = release_switch.manager, release_switch.note
-    release_switch.manager, release_switch.note = lambda kind: host.units, lambda *arguments, **fields: ""
-    try:
+    with (
+        mock.patch.object(release_switch, "manager", lambda kind: host.units),
+        mock.patch.object(release_switch, "note", lambda *arguments, **fields: ""),
+    ):
         yield
-    finally:
-        release_switch.manager, release_switch.note = former

@@ -86,8 +86,7 @@ class Watched:
 
     def wanted(self, release: str = "r1", devices: list[Json] | None = None) -> Json:
         """What is deployed: with a service that is ill where a file says so."""
-        options = {"environment": {"TINY_ILL": str(self.ill)}}
-        found = self.host.wanted(release, **options)
+        found = self.host.wanted(release, environment={"TINY_ILL": str(self.ill)})
         return {**found, "devices": devices or self.devices, "services": [{"name": "tell", "timeout_seconds": 3}]}
 
     @contextmanager
@@ -95,7 +94,18 @@ class Watched:
         """Run the watch until the end of the block."""
         file = self.host.fleet.folder / "watch.json"
         file.write_text(json.dumps(self.settings))
-        command = [sys.executable, "-I", "-B", "-c", START, self.folder, self.log, self.nvml, file, self.boot]
+        command: list[str | Path] = [
+            sys.executable,
+            "-I",
+            "-B",
+            "-c",
+            START,
+            self.folder,
+            self.log,
+            self.nvml,
+            file,
+            self.boot,
+        ]
         with running(command, self.host.fleet.log_dir / "fleet-watch.log") as server:
             processes.wait_for(lambda: self.status() or server.process.poll() is not None, server.text)
             assert server.process.poll() is None, server.text()

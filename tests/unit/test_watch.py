@@ -238,13 +238,13 @@ def test_a_device_that_goes_out_in_the_middle_of_a_deploy_stays_out(host: Host) 
         switch = host.switch(watched.wanted("r2"))
         began = switch.vassals.start
 
-        def start(vassals: list) -> list:  # type: ignore[type-arg]
+        def start(vassals: list) -> list:
             found = began(vassals)
             watched.xid("one", 79)
             watched.wait_out("one")
             return found
 
-        switch.vassals.start = start  # type: ignore[method-assign]
+        switch.vassals.start = start
         switch.apply()
         assert watched.down() == ["one"]
         assert devices_that_answer(host) == {"two"}

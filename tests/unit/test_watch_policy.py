@@ -15,7 +15,12 @@ from fleet_nvml import Nvml, NvmlError
 from watch_policy import Case, Counts, Evidence, FaultClass, Table, TableError, is_back
 
 FILE = tree.ROOT / "roles" / "watch" / "files" / "classes.ini"
-CARDS = {"gpu0": (0, 0x65, 0), "gpu1": (0, 0xCA, 0), "gpu2mig0": (1, 0x17, 0), "gpu2mig1": (1, 0x17, 0)}
+CARDS: dict[str, tuple[int, ...]] = {
+    "gpu0": (0, 0x65, 0),
+    "gpu1": (0, 0xCA, 0),
+    "gpu2mig0": (1, 0x17, 0),
+    "gpu2mig1": (1, 0x17, 0),
+}
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +155,13 @@ def test_what_is_new_in_what_nvml_shows(table: Table, former: Json, now: Json, n
     assert [one.fault.name for one in found] == names
 
 
+class Describe:
+    """nvmlErrorString."""
+
+    def __call__(self, code: int) -> bytes:
+        return {15: b"GPU is lost", 6: b"Not Found"}.get(code, b"something")
+
+
 class Library:
     """Stands in for libnvidia-ml.so.1: cards by UUID, each with the codes and numbers that its functions give."""
 
@@ -158,8 +170,7 @@ class Library:
         self.handles = {uuid: 100 + number for number, uuid in enumerate(cards)}
         self.events: list[tuple[str, int]] = []
         self.registered: list[int] = []
-        describe = lambda code: {15: b"GPU is lost", 6: b"Not Found"}.get(code, b"something")  # noqa: E731
-        self.nvmlErrorString = type("Describe", (), {"__call__": lambda _, code: describe(code)})()
+        self.nvmlErrorString = Describe()
 
     def card(self, handle: ctypes.c_void_p) -> Json:
         return self.cards[next(uuid for uuid, number in self.handles.items() if number == handle.value)]

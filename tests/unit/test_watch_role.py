@@ -75,7 +75,7 @@ def test_what_is_placed_runs_by_itself(roles: Roles, tmp_path: Path) -> None:
             target.write_text(one["content"])
     settings = tmp_path / "watch.json"
     settings.write_text(json.dumps({"classes_file": str(tmp_path / "none.ini")}))
-    command = [sys.executable, "-I", "-B", tmp_path / "watch" / "fleet_watch.py", settings]
+    command: list[str | Path] = [sys.executable, "-I", "-B", tmp_path / "watch" / "fleet_watch.py", settings]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr.startswith("fleet-watch: ")
