@@ -24,6 +24,7 @@ BACK = {
     "reboot": "boot",
     "person": "`undrain`",
 }
+ANSWER = {"wrong": "known answer", "nobody": "uWSGI's stats, or nobody listens"}
 NVML = {"lost": "NVML: card lost", "uncorrected": "NVML: ECC error more", "unmapped": "NVML: remapping failed"}
 
 
@@ -34,7 +35,7 @@ def seen(one: FaultClass) -> str:
     if one.actions:
         found.append("recovery action " + ", ".join(sorted(one.actions)))
     if one.answer:
-        found.append("known answer")
+        found.append(ANSWER[one.answer])
     return "; ".join(found) or "any other Xid"
 
 
@@ -44,6 +45,7 @@ def table() -> str:
     for one in Table(ROOT / "roles" / "watch" / "files" / "classes.ini").classes.values():
         out = "never" if one.severity == "none" else "at once" if one.after == 1 else f"{one.after} in ten minutes"
         back = "–" if one.severity == "none" else BACK[one.back]
+        back += "" if one.good is None else f" for {one.good:g} s"
         command = one.command.replace("|", "\\|")
         rows.append(f"| `{one.name}` | {one.what} | {seen(one)} | {one.severity} | {out} | {back} | {command} |")
     return "\n".join(rows)

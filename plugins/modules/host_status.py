@@ -12,7 +12,7 @@ options:
   run_dir: {description: Folder of the sockets., type: path, default: /run/fleet}
   drained_file: {description: Devices that a person took out., type: path, default: /var/lib/fleet/drained.json}
   deployed_file: {description: Which deployment is in force., type: path, default: /etc/fleet/deployed.json}
-  watch_file: {description: What the watch of the host says., type: path, default: /run/fleet-watch/status.json}
+  watch_file: {description: What the watch of the host says., type: path, default: /run/fleet-watch/state.json}
 """
 
 import datetime
@@ -92,7 +92,7 @@ def main() -> None:
             "run_dir": {"type": "path", "default": "/run/fleet"},
             "drained_file": {"type": "path", "default": "/var/lib/fleet/drained.json"},
             "deployed_file": {"type": "path", "default": "/etc/fleet/deployed.json"},
-            "watch_file": {"type": "path", "default": "/run/fleet-watch/status.json"},
+            "watch_file": {"type": "path", "default": "/run/fleet-watch/state.json"},
         },
         supports_check_mode=True,
     )

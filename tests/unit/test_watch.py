@@ -102,6 +102,19 @@ def test_one_bad_answer_is_none(host: Host) -> None:
         assert "503" in watched.status()["devices"]["two"]["answer"]
 
 
+def test_a_device_whose_model_is_loaded_gets_no_requests_meanwhile(host: Host) -> None:
+    """uWSGI listens while its workers load, so that requests would wait for them."""
+    watched = Watched(host, gpus=False, good_seconds=60)
+    with serving(watched), watched.run():
+        (ini,) = (host.fleet.devices_dir / "one" / "vassals").glob("*.ini")
+        ini.write_text(ini.read_text().replace("workers = 1\n", "workers = 1\nexec-pre-app = sleep 4\n"))
+        watched.wait_out("one")
+        assert watched.drained()["one"]["why"].startswith("starting: no worker of a service takes requests")
+        # As soon as it is loaded, and long before the minute that a wrong answer would cost.
+        watched.wait_out()
+        wait_for(lambda: devices_that_answer(host) == {"one", "two"}, "both to answer")
+
+
 def test_the_last_device_stays_when_it_is_ill_and_goes_when_it_is_broken(host: Host) -> None:
     watched = Watched(host)
     with serving(watched), watched.run() as server:

@@ -42,7 +42,8 @@ def test_what_nvml_shows_and_a_wrong_answer_have_a_class(table: Table) -> None:
         assert table.of_nvml(seen), seen
     for action in set(fleet_nvml.ACTIONS.values()) - {"none"}:
         assert table.of_action(action), action
-    assert table.of_answer()
+    assert table.of_answer("wrong")
+    assert table.of_answer("nobody")
 
 
 def test_every_class_has_a_command_and_fatal_ones_come_back_by_more_than_an_answer(table: Table) -> None:

@@ -61,7 +61,7 @@ class Settings:
     nvml_seconds: float = 5.0
     classes_file: str = str(Path(__file__).with_name("classes.ini"))
     state_file: str = "/var/lib/fleet/watch.json"
-    status_file: str = "/run/fleet-watch/status.json"
+    status_file: str = "/run/fleet-watch/state.json"
     places: dict[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -140,6 +140,7 @@ class Watch:
         self.changes: list[tuple[Configuration, Change]] = []
         self.counts, self.outs = policy.Counts(), policy.Counts()
         self.seen: dict[str, dict[str, int]] = {}
+        self.xids: dict[str, dict[str, int]] = {}
         self.gpus: dict[str, str] = {}
         self.cards: dict[str, tuple[int, ...]] = {}
         self.nvml: dict[str, dict[str, Any]] = {}
@@ -214,7 +215,7 @@ class Watch:
             # Where the kernel's log can be read, it says the same and more.
             fault = self.table.of_xid(what["xid"])
             for device in what["devices"]:
-                self.fault(policy.Seen(device, fault, f"Xid {what['xid']}", time.time()))
+                self.fault(policy.Seen(device, fault, f"Xid {what['xid']}", time.time(), what["xid"]))
         for device, state in what.get("state", {}).items():
             self.nvml_at = time.monotonic()
             former = self.nvml.get(device, {})
@@ -228,6 +229,9 @@ class Watch:
         count = self.counts.add(f"{device} {fault.name}", seen.at)
         of_device = self.seen.setdefault(device, {})
         of_device[fault.name] = of_device.get(fault.name, 0) + 1
+        if seen.xid:
+            xids = self.xids.setdefault(device, {})
+            xids[str(seen.xid)] = xids.get(str(seen.xid), 0) + 1
         say(f"{device}: {seen.why()}; {fault.severity}, {count} of {fault.after} within ten minutes")
         # The next save() moves the place in the log past it.
         self.written = ""
@@ -307,21 +311,36 @@ class Watch:
                 found = question()
             except (OSError, ValueError, KeyError) as error:
                 found = {"good": False, "said": str(error)}
-            self.take("answer", {"key": key, "late": False, "oldest": None, **found})
+            self.take("answer", {"key": key, "late": False, "nobody": False, "oldest": None, **found})
 
         threading.Thread(target=run, name=f"ask-{device}-{name}", daemon=True).start()
 
     def ask_vassal(self, vassal: Vassal, seconds: float) -> dict[str, Any]:
         """Ask a vassal for its known answer; ``good`` is ``None`` when it is too busy to be asked."""
+        # uWSGI listens while its workers load their models, and then requests wait.
+        if self.loads(vassal):
+            return {"good": False, "nobody": True, "said": f"no worker of {vassal.name} takes requests"}
         try:
             answer = request(vassal.address(), vassal.wanted["protocol"], vassal.wanted["ready_path"], timeout=seconds)
         except SocketError as error:
             cause = error.__cause__
             good = None if isinstance(cause, BlockingIOError) else False
-            return {"good": good, "said": f"{vassal.name}: {error}", "late": isinstance(cause, TimeoutError)}
+            nobody = isinstance(cause, ConnectionRefusedError | FileNotFoundError)
+            late = isinstance(cause, TimeoutError)
+            return {"good": good, "said": f"{vassal.name}: {error}", "nobody": nobody, "late": late}
         text = answer.body[:200].decode(errors="replace").strip()
         said = f"{vassal.wanted['ready_path']} of {vassal.name} answers {answer.status}"
         return {"good": answer.status == 200, "said": said if answer.status == 200 else f"{said}: {text}"}
+
+    def loads(self, vassal: Vassal) -> bool:
+        """Whether uWSGI says that none of a vassal's workers takes requests."""
+        if not vassal.wanted.get("stats"):
+            return False
+        try:
+            workers = stats(stats_path(self.places["run_dir"], vassal.device, vassal.name)).get("workers", [])
+        except SocketError:
+            return False
+        return not any(one.get("accepting") and one.get("pid") for one in workers)
 
     def check(self, device: str) -> dict[str, Any]:
         """All that undrain asks of a device, and since when its processes run."""
@@ -335,7 +354,7 @@ class Watch:
         return {"good": not wrong, "said": wrong or "answers", "oldest": min(known) if known else None}
 
     def answered(
-        self, key: tuple[str, str, int], good: bool | None, said: str, late: bool, oldest: float | None
+        self, key: tuple[str, str, int], good: bool | None, said: str, late: bool, nobody: bool, oldest: float | None
     ) -> None:
         """An answer has come."""
         self.asking.discard(key)
@@ -351,7 +370,7 @@ class Watch:
         former = health.bad.get(name, 0)
         # One that came too late has been waited for longer than many short ones.
         health.bad[name] = 0 if good else max(former + 1, self.settings.failures if late else 0)
-        fault = self.table.of_answer()
+        fault = self.table.of_answer("nobody" if nobody else "wrong")
         if fault and former < self.settings.failures <= health.bad[name]:
             self.fault(policy.Seen(device, fault, said, time.time()))
 
@@ -374,7 +393,8 @@ class Watch:
         """Take a device with a fault out, or back in when its class says so."""
         case = self.cases[device]
         fault = self.class_of(case)
-        hold = policy.hold_seconds(self.settings.good_seconds, self.outs.lately(device, time.time()))
+        good = self.settings.good_seconds if fault.good is None else min(fault.good, self.settings.good_seconds)
+        hold = policy.hold_seconds(good, self.outs.lately(device, time.time()))
         if policy.is_back(case, fault, self.evidence(device), hold):
             if not case.out or self.turn(device, None):
                 say(f"{device}: over: {case.why}")
@@ -501,6 +521,8 @@ class Watch:
             "kernel_log": self.log_kind,
             "nvml": bool(self.gpus) and not self.nvml_error,
             "amiss": amiss,
+            # For the exporter, which counts them.
+            "xids": self.xids,
             "devices": devices,
         }
 

@@ -40,7 +40,8 @@ class FaultClass:
     xids: frozenset[int] = frozenset()
     actions: frozenset[str] = frozenset()
     nvml: frozenset[str] = frozenset()
-    answer: bool = False
+    answer: str = ""
+    good: float | None = None
 
 
 class Table:
@@ -63,16 +64,18 @@ class Table:
 
     def read(self, name: str, row: configparser.SectionProxy) -> FaultClass:
         """One class."""
-        known = {"what", "xid", "action", "nvml", "answer", "severity", "after", "back", "command"}
+        known = {"what", "xid", "action", "nvml", "answer", "severity", "after", "back", "command", "good"}
         if strange := set(row) - known:
             raise ValueError(f"[{name}]: {', '.join(sorted(strange))}: known are {', '.join(sorted(known))}")
         for key, choices in (("severity", SEVERITIES), ("back", BACK)):
             if row[key] not in choices:
                 raise ValueError(f"[{name}]: {key} is {row[key]!r}; it takes {', '.join(choices)}")
+        good = row.get("good")
         words = {key: row.get(key, "").split() for key in ("xid", "action", "nvml")}
         return FaultClass(
             name, row["what"], row["severity"], int(row["after"]), row["back"], row["command"],
-            frozenset(map(int, words["xid"])), frozenset(words["action"]), frozenset(words["nvml"]), "answer" in row,
+            frozenset(map(int, words["xid"])), frozenset(words["action"]), frozenset(words["nvml"]), row.get("answer", ""),
+            None if good is None else float(good),
         )  # fmt: skip
 
     def of_xid(self, number: int) -> FaultClass:
@@ -88,9 +91,9 @@ class Table:
         """The class of what NVML shows."""
         return next((one for one in self.classes.values() if seen in one.nvml), None)
 
-    def of_answer(self) -> FaultClass | None:
-        """The class of a wrong answer."""
-        return next((one for one in self.classes.values() if one.answer), None)
+    def of_answer(self, kind: str) -> FaultClass | None:
+        """The class of an answer that is ``wrong``, or that ``nobody`` gives."""
+        return next((one for one in self.classes.values() if one.answer == kind), None)
 
 
 def card_of(text: str) -> tuple[int, ...] | None:
@@ -116,6 +119,7 @@ class Seen:
     fault: FaultClass
     text: str
     at: float
+    xid: int = 0
 
     def why(self) -> str:
         """In one line, for people."""
@@ -135,7 +139,7 @@ def in_kernel_log(line: str, cards: dict[str, tuple[int, ...]], table: Table, at
         return []
     card = card_of(match["card"])
     said = f"Xid {number}" + (f": {text[:200]}" if text else "")
-    return [Seen(device, fault, said, at) for device, own in cards.items() if own == card]
+    return [Seen(device, fault, said, at, number) for device, own in cards.items() if own == card]
 
 
 @dataclass
