@@ -1,6 +1,7 @@
 """The watch of a host below a folder, as a process of its own, with doubles of the kernel's log and of NVML."""
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -94,18 +95,10 @@ class Watched:
         """Run the watch until the end of the block."""
         file = self.host.fleet.folder / "watch.json"
         file.write_text(json.dumps(self.settings))
-        command: list[str | Path] = [
-            sys.executable,
-            "-I",
-            "-B",
-            "-c",
-            START,
-            self.folder,
-            self.log,
-            self.nvml,
-            file,
-            self.boot,
-        ]
+        # With no more rights than its unit gives it.
+        rights = ["setpriv", "--no-new-privs", "--bounding-set=-all,+dac_override", "--inh-caps=-all"]
+        command: list[str | Path] = [*(rights if os.geteuid() == 0 else []), sys.executable, "-I", "-B", "-c", START]
+        command += [self.folder, self.log, self.nvml, file, self.boot]
         with running(command, self.host.fleet.log_dir / "fleet-watch.log") as server:
             processes.wait_for(lambda: self.status() or server.process.poll() is not None, server.text)
             assert server.process.poll() is None, server.text()

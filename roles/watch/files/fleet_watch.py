@@ -414,6 +414,8 @@ class Watch:
 
     def turn(self, device: str, case: policy.Case | None) -> bool:
         """Have nginx lead to a device no more, or again; gives whether it does."""
+        # It may wait for a deploy, and then for nginx.
+        tell_systemd("WATCHDOG=1")
         host = self.upstreams()
         former = self.drained.read().get(device, {})
         entry = None

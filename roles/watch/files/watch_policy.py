@@ -74,8 +74,8 @@ class Table:
         words = {key: row.get(key, "").split() for key in ("xid", "action", "nvml")}
         return FaultClass(
             name, row["what"], row["severity"], int(row["after"]), row["back"], row["command"],
-            frozenset(map(int, words["xid"])), frozenset(words["action"]), frozenset(words["nvml"]), row.get("answer", ""),
-            None if good is None else float(good),
+            frozenset(map(int, words["xid"])), frozenset(words["action"]), frozenset(words["nvml"]),
+            row.get("answer", ""), None if good is None else float(good),
         )  # fmt: skip
 
     def of_xid(self, number: int) -> FaultClass:
