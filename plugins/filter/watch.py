@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,8 @@ def watch_program(folder: str) -> list[dict[str, Any]]:
 LEAST = {"interval_seconds": 0.2, "failures": 1, "good_seconds": 0, "nvml_seconds": 1.0}
 
 
-def watch_settings(settings: Mapping[str, Any]) -> dict[str, float]:
-    """What the watch goes by, as numbers.
+def watch_settings(settings: Mapping[str, Any]) -> str:
+    """What the watch goes by, as the text of its file.
 
     Raises:
         AnsibleFilterError: one makes no sense.
@@ -52,7 +53,7 @@ def watch_settings(settings: Mapping[str, Any]) -> dict[str, float]:
             found[name] = least - 1
         if found[name] < least:
             raise AnsibleFilterError(f"watch_{name}: {settings[name]} is no number from {least} on")
-    return found
+    return json.dumps(found, indent=1) + "\n"
 
 
 class FilterModule:

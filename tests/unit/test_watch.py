@@ -41,6 +41,7 @@ def serving(watched: Watched) -> Iterator[None]:
 
 
 def devices_that_answer(host: Host, count: int = 12) -> set[str]:
+    """Who answers; nginx's former workers take requests for a moment after a reload."""
     return {Client(host.port).ask()[2] for _ in range(count)}
 
 
@@ -57,7 +58,7 @@ def test_a_fatal_fault_takes_a_device_out_and_a_boot_brings_it_back(host: Host) 
         with host.load(), watched.run():
             watched.xid("one", 79, "GPU has fallen off the bus.")
             watched.wait_out("one")
-            assert devices_that_answer(host) == {"two"}
+            wait_for(lambda: devices_that_answer(host) == {"two"}, "nginx to lead there")
             entry = watched.drained()["one"]
             assert entry["by"] == "fleet-watch"
             assert entry["why"] == "lost: the card has fallen off the bus (Xid 79: GPU has fallen off the bus.)"
@@ -71,7 +72,7 @@ def test_a_fatal_fault_takes_a_device_out_and_a_boot_brings_it_back(host: Host) 
         with host.load(), watched.run():
             watched.wait_out()
             wait_for(lambda: not watched.drained(), "the note to go")
-        assert devices_that_answer(host) == {"one", "two"}
+        wait_for(lambda: devices_that_answer(host) == {"one", "two"}, "nginx to lead there")
         events = [(one["event"], one["device"], one["by"]) for one in watched.audit()]
         assert events == [("drained", "one", "fleet-watch"), ("undrained", "one", "fleet-watch")]
 
@@ -86,11 +87,11 @@ def test_a_known_answer_that_fails_twice_takes_a_device_out_and_good_ones_bring_
         watched.wait_out("two")
         assert "known-answer" in watched.drained()["two"]["why"]
         assert "answers 503: the known answer is wrong" in watched.drained()["two"]["why"]
-        assert devices_that_answer(host) == {"one"}
+        wait_for(lambda: devices_that_answer(host) == {"one"}, "nginx to lead there")
         assert watched.status()["amiss"] == []
         watched.make_well("two")
         watched.wait_out()
-        assert devices_that_answer(host) == {"one", "two"}
+        wait_for(lambda: devices_that_answer(host) == {"one", "two"}, "nginx to lead there")
 
 
 def test_one_bad_answer_is_none(host: Host) -> None:
@@ -129,7 +130,7 @@ def test_the_last_device_stays_when_it_is_ill_and_goes_when_it_is_broken(host: H
         watched.wait_out("two")
         watched.xid("one", 95, "Uncontained ECC error")
         watched.wait_out("one", "two")
-        assert Client(host.port).ask()[0] == 503
+        wait_for(lambda: Client(host.port).ask()[0] == 503, "nginx to say so")
         assert server.process.poll() is None
 
 
@@ -237,6 +238,7 @@ def test_a_deploy_leaves_out_what_the_watch_took_out(host: Host) -> None:
     with serving(watched), watched.run():
         watched.xid("one", 79)
         watched.wait_out("one")
+        wait_for(lambda: devices_that_answer(host) == {"two"}, "nginx to lead past it")
         with host.load() as answers:
             host.go(watched.wanted("r2"))
         assert {device for _, _, device in answers} == {"two"}
@@ -260,7 +262,7 @@ def test_a_device_that_goes_out_in_the_middle_of_a_deploy_stays_out(host: Host) 
         switch.vassals.start = start
         switch.apply()
         assert watched.down() == ["one"]
-        assert devices_that_answer(host) == {"two"}
+        wait_for(lambda: devices_that_answer(host) == {"two"}, "nginx to lead there")
 
 
 def test_a_device_that_a_deploy_works_on_is_left_to_it(host: Host) -> None:
@@ -357,7 +359,7 @@ def test_many_changes_at_once_leave_files_and_nginx_as_one_of_them_wanted(host: 
         assert watched.drained() == {}
         plan = host.switch(watched.wanted("r1")).plan()
         assert [step for step in plan["steps"] if "nginx" not in step] == []
-        assert devices_that_answer(host) == {"one", "two"}
+        wait_for(lambda: devices_that_answer(host) == {"one", "two"}, "nginx to lead there")
 
 
 def test_without_a_program_nginx_itself_refuses(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -374,8 +376,8 @@ def test_without_a_program_nginx_itself_refuses(host: Host, monkeypatch: pytest.
             upstreams.turn(drained, "one", {"by": "test"})
         assert watched.down() == []
         assert drained.read() == {}
-        assert devices_that_answer(host) == {"one", "two"}
+        wait_for(lambda: devices_that_answer(host) == {"one", "two"}, "nginx to lead there")
         main.write_text(good)
         configuration, change = upstreams.turn(drained, "one", {"by": "test"})
         configuration.finish(change)
-        assert devices_that_answer(host) == {"two"}
+        wait_for(lambda: devices_that_answer(host) == {"two"}, "nginx to lead there")

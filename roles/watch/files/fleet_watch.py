@@ -372,7 +372,10 @@ class Watch:
         health.bad[name] = 0 if good else max(former + 1, self.settings.failures if late else 0)
         fault = self.table.of_answer("nobody" if nobody else "wrong")
         if fault and former < self.settings.failures <= health.bad[name]:
-            self.fault(policy.Seen(device, fault, said, time.time()))
+            vassals = [one for one in self.in_force.vassals(device).vassals if one.name == name]
+            # A deploy may have led past it while it was asked.
+            if any(self.leads(self.upstreams(), one) for one in vassals):
+                self.fault(policy.Seen(device, fault, said, time.time()))
 
     # ---- out and in
 
