@@ -113,13 +113,16 @@ class Upstreams:
             change = configuration.begin()
         return configuration.finish(change)
 
-    def turn(self, drained: Drained, device: str, entry: dict | None) -> tuple[Configuration, Change]:
+    def turn(
+        self, drained: Drained, device: str, entry: dict | None, *, only_of: str = ""
+    ) -> tuple[Configuration, Change]:
         """Have nginx lead no new request to a device, or lead there again; others stay as they are.
 
         Args:
             drained: where it is noted.
             device: its name.
             entry: ``by``, ``since``, ``why``, and what else is to be known of it; ``None`` takes it back in.
+            only_of: whose entry may be replaced, if there is one; anybody's when empty.
 
         Returns:
             What was begun; its ``finish`` waits until nothing is on its way there any more.
@@ -129,6 +132,8 @@ class Upstreams:
         """
         with alone(self.state_file):
             former = drained.read()
+            if only_of and (whose := former.get(device, {}).get("by", only_of)) != only_of:
+                raise NginxError(f"{device} was taken out by {whose} meanwhile; nothing was changed.")
             wanted = {name: value for name, value in former.items() if name != device}
             if entry is not None:
                 wanted[device] = entry

@@ -301,6 +301,17 @@ def test_reading_goes_on_beside_requests_that_take_long(host: Host) -> None:
         assert not host.switch(watched.wanted()).plan()["changed"]
 
 
+def test_what_somebody_else_has_noted_meanwhile_stays(host: Host) -> None:
+    watched = Watched(host, gpus=False)
+    with serving(watched):
+        drained = Drained(Path(host.places()["drained_file"]))
+        upstreams = Upstreams({**host.places(), "nginx_program": ""}, 5)
+        upstreams.turn(drained, "one", {"by": "somebody"}, only_of="fleet-watch")
+        with pytest.raises(NginxError, match="one was taken out by somebody meanwhile; nothing was changed"):
+            upstreams.turn(drained, "one", None, only_of="fleet-watch")
+        assert drained.read() == {"one": {"by": "somebody"}}
+
+
 # ---- the lock
 
 

@@ -3,6 +3,8 @@
 import ctypes
 import json
 import re
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import fleet_nvml
 import pytest
 import tree
 import watch_policy
+import watch_sources
 from fleet_nvml import Nvml, NvmlError
 from watch_policy import Case, Counts, Evidence, FaultClass, Table, TableError, is_back
 
@@ -331,6 +334,16 @@ def test_when_a_device_is_back(back: str, evidence: Evidence, expected: bool) ->
     assert is_back(case, fault(back), evidence, 20) is expected
 
 
+def test_which_of_two_faults_counts() -> None:
+    soft, fatal = FaultClass("a", "", "soft", 1, "person", ""), FaultClass("b", "", "fatal", 1, "reboot", "")
+    more = FaultClass("c", "", "fatal", 1, "person", "")
+    assert watch_policy.worse(soft, fatal)
+    assert not watch_policy.worse(fatal, soft)
+    assert watch_policy.worse(fatal, more)
+    assert not watch_policy.worse(more, fatal)
+    assert not watch_policy.worse(fatal, fatal)
+
+
 def test_flapping_is_bounded() -> None:
     counts = Counts()
     assert [watch_policy.hold_seconds(20, counts.add("one", at)) for at in (0, 100, 200, 300)] == [20, 40, 80, 160]
@@ -354,3 +367,63 @@ def test_the_shared_code_is_complete() -> None:
             for one in [module] if module else names.split(", "):
                 assert f"ansible/module_utils/{one}.py" in contents, f"{name} needs {one}"
     assert {"fleet_watch.py", "fleet_nvml.py", "classes.ini"} <= set(contents)
+
+
+# ---- reading the kernel's log
+
+JOURNALCTL = """#!/usr/bin/env python3
+import json, sys
+print(json.dumps({"__CURSOR": "c1", "__REALTIME_TIMESTAMP": "1700000000500000", "MESSAGE": "first"}))
+print("no JSON")
+print(json.dumps({"__CURSOR": "c2", "MESSAGE": list(b"caf\\xc3\\xa9"), "ARGUMENTS": sys.argv[1:]}), flush=True)
+sys.exit(3 if "--after-cursor=bad" in sys.argv else 0)
+"""
+
+
+@pytest.fixture
+def journalctl(tmp_path: Path) -> tuple[str, ...]:
+    program = tmp_path / "journalctl"
+    program.write_text(JOURNALCTL)
+    return (sys.executable, str(program))
+
+
+def test_messages_of_journald(journalctl: tuple[str, ...]) -> None:
+    first, second = watch_sources.journal("", False, journalctl)
+    assert first == {"text": "first", "cursor": "c1", "old": True, "at": 1700000000.5}
+    assert second == {"text": "caf\u00e9", "cursor": "c2", "old": False, "at": 0.0}
+    # What is known, or that nothing of this boot is, makes all that comes new.
+    assert not any(one["old"] for one in watch_sources.journal("c0", False, journalctl))
+    assert not any(one["old"] for one in watch_sources.journal("", True, journalctl))
+    with pytest.raises(OSError, match="exit code 3"):
+        list(watch_sources.journal("bad", False, journalctl))
+
+
+def test_messages_of_the_kernels_own_buffer(tmp_path: Path) -> None:
+    path = tmp_path / "kmsg"
+    path.write_text("6,1,5,-;one\n SUBSYSTEM=pci\n4,2,6,-,caller=T1;two; with more\n")
+    found = list(watch_sources.kmsg("", True, path))
+    assert [(one["cursor"], one["text"]) for one in found] == [("1", "one"), ("2", "two; with more")]
+    assert [one["text"] for one in watch_sources.kmsg("1", False, path)] == ["two; with more"]
+    assert all(one["old"] for one in watch_sources.kmsg("", False, path))
+
+
+def test_a_place_that_the_log_has_no_more_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, bool]] = []
+    said: list[tuple[str, Any]] = []
+
+    class End(Exception):
+        pass
+
+    def messages(cursor: str, new_boot: bool) -> Iterator[dict[str, Any]]:
+        asked.append((cursor, new_boot))
+        if cursor == "bad":
+            raise OSError("no such place")
+        if len(asked) > 2:
+            raise End
+        yield {"text": "x", "cursor": "c1", "old": True, "at": 0.0}
+
+    monkeypatch.setattr(watch_sources, "AGAIN_SECONDS", 0)
+    with pytest.raises(End):
+        watch_sources.KernelLog(messages, lambda kind, what: said.append((kind, what)), "bad", False).run()
+    assert asked == [("bad", False), ("", False), ("c1", False)]
+    assert said[0] == ("log", {"error": "no such place"})

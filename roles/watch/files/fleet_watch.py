@@ -196,7 +196,7 @@ class Watch:
             self.cursor = what["cursor"]
             self.log_error = ""
             if not what["old"]:
-                for seen in policy.in_kernel_log(what["text"], self.cards, self.table, time.time()):
+                for seen in policy.in_kernel_log(what["text"], self.cards, self.table, what["at"] or time.time()):
                     self.fault(seen)
         elif kind == "log":
             self.log_error = what["error"]
@@ -425,7 +425,7 @@ class Watch:
         if case:
             entry = {"by": WATCH, "since": former.get("since") or now(), "why": case.why, "case": case.as_json()}
         try:
-            self.changes.append(host.turn(self.drained, device, entry))
+            self.changes.append(host.turn(self.drained, device, entry, only_of=WATCH))
         except (NginxError, OSError) as error:
             say(f"{device}: {'stays in' if case else 'stays out'}: {error}")
             return False

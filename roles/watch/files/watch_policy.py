@@ -222,8 +222,9 @@ def hold_seconds(good_seconds: float, outs: int) -> float:
 
 
 def worse(one: FaultClass, other: FaultClass) -> bool:
-    """Whether a device that is out for one fault needs more to come back from another."""
-    return BACK.index(other.back) > BACK.index(one.back)
+    """Whether a device with one fault is worse off with another: it goes out for that, or needs more to come back."""
+    more_severe = SEVERITIES.index(other.severity) - SEVERITIES.index(one.severity)
+    return more_severe > 0 or (more_severe == 0 and BACK.index(other.back) > BACK.index(one.back))
 
 
 def transitions(device: str, former: dict[str, Any], now: dict[str, Any], table: Table, at: float) -> Iterable[Seen]:

@@ -47,11 +47,14 @@ def kernel_log() -> tuple[str, str]:
 
 
 def journal(cursor: str, new_boot: bool, command: tuple[str, ...] = ("journalctl",)) -> Iterator[dict[str, Any]]:
-    """Messages of the kernel from journald, until journalctl ends.
+    """Messages of the kernel from journald, until journalctl ends: ``text``, ``cursor``, ``old``, ``at`` (0: unknown).
 
     Args:
         cursor: the last one that is known; without one only the newest, as `old`, and what follows.
         new_boot: whether nothing of this boot is known yet, and all of it counts.
+
+    Raises:
+        OSError: it could not be started, or ended with an error.
     """
     begin = ["--no-tail"] if new_boot else [f"--after-cursor={cursor}"] if cursor else ["--lines=1"]
     words = [*command, "--dmesg", "--follow", "--output=json", "--quiet", *begin]
@@ -65,8 +68,11 @@ def journal(cursor: str, new_boot: bool, command: tuple[str, ...] = ("journalctl
                 text = found.get("MESSAGE")
                 # Bytes that are no text come as a list of numbers.
                 text = bytes(text).decode(errors="replace") if isinstance(text, list) else str(text)
-                yield {"text": text, "cursor": str(found.get("__CURSOR", "")), "old": not known}
+                at = float(found.get("__REALTIME_TIMESTAMP") or 0) / 1e6
+                yield {"text": text, "cursor": str(found.get("__CURSOR", "")), "old": not known, "at": at}
                 known = True
+        if code := process.wait():
+            raise OSError(f"{command[0]} has ended with exit code {code}")
     finally:
         process.kill()
         process.wait()
@@ -92,7 +98,7 @@ def kmsg(cursor: str, new_boot: bool, path: Path = KMSG) -> Iterator[dict[str, A
                 return
             for match in RECORD.finditer(block.decode(errors="replace")):
                 if not cursor or int(match["cursor"]) > int(cursor):
-                    yield {"text": match["text"], "cursor": match["cursor"], "old": not known}
+                    yield {"text": match["text"], "cursor": match["cursor"], "old": not known, "at": 0.0}
 
 
 class KernelLog(threading.Thread):
@@ -100,7 +106,7 @@ class KernelLog(threading.Thread):
 
     Args:
         messages: gives them, by the last cursor and whether nothing of this boot is known.
-        take: called as ``take("line", {"text", "cursor", "old"})``.
+        take: called as ``take("line", {"text", "cursor", "old", "at"})``.
     """
 
     def __init__(
@@ -112,13 +118,16 @@ class KernelLog(threading.Thread):
     def run(self) -> None:
         """Read, and read on when the reader has ended."""
         while True:
+            heard = False
             try:
                 for one in self.messages(self.cursor, self.new_boot):
-                    self.cursor, self.new_boot = one["cursor"] or self.cursor, False
+                    heard, self.cursor, self.new_boot = True, one["cursor"] or self.cursor, False
                     self.take("line", one)
                 self.take("log", {"error": ""})
             except OSError as error:
                 self.take("log", {"error": str(error)})
+                # It may be a place that the log has no more.
+                self.cursor = self.cursor if heard else ""
             time.sleep(AGAIN_SECONDS)
 
 
