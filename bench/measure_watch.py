@@ -68,14 +68,14 @@ def mend(watched: Watched, fault: str, device: str) -> None:
     if fault == "answer":
         watched.make_well(device)
     else:
-        watched.boot += "+"
+        watched.reboot()
 
 
-def one(watched: Watched, fault: str, device: str) -> dict[str, Any]:
+def one(watched: Watched, fault: str, device: str, number: int) -> dict[str, Any]:
     """One fault: seconds, and bad answers."""
     with watched.run():
-        # Not always at the same moment of the watch's own round.
-        time.sleep(1 + watched.sequence % 5 * 0.37)
+        # Not always at the same moment of the watch's own rounds.
+        time.sleep(1 + number * 0.77)
         load = Load(watched.host.port)
         for thread in load.threads:
             thread.start()
@@ -126,7 +126,7 @@ def measure(repeat: int) -> dict[str, list[dict[str, Any]]]:
                     for fault in FAULTS:
                         state = Path(watched.settings["state_file"])
                         state.unlink(missing_ok=True)
-                        result = one(watched, fault, ("one", "two")[number % 2])
+                        result = one(watched, fault, ("one", "two")[number % 2], number)
                         found[fault].append(result)
                         print(f"{fault:7} {result}", flush=True)
     finally:

@@ -133,6 +133,14 @@ class Watched:
     def make_well(self, device: str) -> None:
         (self.ill / device).unlink()
 
+    def reboot(self) -> None:
+        """Another boot of the kernel, whose log begins anew."""
+        self.boot += "+"
+        if self.log.exists():
+            self.sequence = 0
+            self.log.write_text("")
+            self.kernel("Linux has started again")
+
     # ---- what it does
 
     def drained(self) -> dict[str, Json]:

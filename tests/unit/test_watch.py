@@ -68,7 +68,7 @@ def test_a_fatal_fault_takes_a_device_out_and_a_boot_brings_it_back(host: Host) 
             of_status = watched.status()["devices"]["one"]
             assert (of_status["fault"], of_status["out"], of_status["back"]) == ("lost", True, "reboot")
             assert of_status["command"].startswith("./fleet reboot HOST")
-        watched.boot = "boot-2"
+        watched.reboot()
         with host.load(), watched.run():
             watched.wait_out()
             wait_for(lambda: not watched.drained(), "the note to go")
@@ -204,7 +204,7 @@ def test_a_restart_of_the_watch_loses_nothing(host: Host) -> None:
             assert watched.drained()["one"]["case"]["fault"] == "memory"
         # Without its own state, what stands in drained.json is enough to go on.
         Path(watched.settings["state_file"]).unlink()
-        watched.boot = "boot-2"
+        watched.reboot()
         with watched.run():
             watched.wait_out()
 
