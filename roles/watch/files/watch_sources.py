@@ -60,8 +60,8 @@ def journal(cursor: str, new_boot: bool, command: tuple[str, ...] = ("journalctl
     words = [*command, "--dmesg", "--follow", "--output=json", "--quiet", *begin]
     process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     known = bool(new_boot or cursor)
+    assert process.stdout  # noqa: S101 - it is a pipe
     try:
-        assert process.stdout  # noqa: S101 - it is a pipe
         for line in process.stdout:
             with contextlib.suppress(ValueError):
                 found = json.loads(line)
@@ -76,6 +76,7 @@ def journal(cursor: str, new_boot: bool, command: tuple[str, ...] = ("journalctl
     finally:
         process.kill()
         process.wait()
+        process.stdout.close()
 
 
 def kmsg(cursor: str, new_boot: bool, path: Path = KMSG) -> Iterator[dict[str, Any]]:
@@ -156,21 +157,20 @@ class NvmlProcess(threading.Thread):
         while not self.ended.is_set():
             words = [*self.program, json.dumps(self.devices), str(self.seconds)]
             process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
-            try:
-                why = self.follow(process)
-            finally:
-                process.kill()
-                # One that hangs in the driver cannot be killed; a second one beside it would hang as well.
-                while process.poll() is None and not self.ended.wait(0.1):
-                    pass
+            assert process.stdout  # noqa: S101 - it is a pipe
+            with process.stdout:
+                why = self.follow(process.stdout.fileno())
+            process.kill()
             if why:
                 self.take("nvml", {"error": why})
+            # One that hangs in the driver cannot be killed; a second one beside it would hang as well.
+            while process.poll() is None and not self.ended.wait(0.1):
+                pass
             self.ended.wait(AGAIN_SECONDS)
 
-    def follow(self, process: subprocess.Popen[bytes]) -> str:
-        """Hand over its lines until it ends or hangs; gives why it is not followed any more."""
-        assert process.stdout  # noqa: S101 - it is a pipe
-        handle, rest = process.stdout.fileno(), b""
+    def follow(self, handle: int) -> str:
+        """Hand over the lines of a process until it ends or hangs; gives why it is not followed any more."""
+        rest = b""
         deadline = self.seconds * SILENT_INTERVALS + SILENT_SECONDS
         heard = time.monotonic()
         with selectors.DefaultSelector() as selector:
