@@ -206,7 +206,7 @@ def test_a_vassal_that_does_not_answer_is_down(host: Host) -> None:
 
 def test_what_the_host_says(host: Host) -> None:
     host.settings.drained_file.write_text(
-        json.dumps({"gpu0": {"by": "ann", "at": "2026-01-01T00:00:00Z", "why": "fan"}})
+        json.dumps({"gpu0": {"by": "ann", "since": "2026-01-01T00:00:00Z", "why": "fan"}})
     )
     host.settings.deployed_file.write_text(
         json.dumps({"id": "1.2", "record": "20260101T000000Z", "by": "ann", "at": "2026-01-01T00:00:00Z"})

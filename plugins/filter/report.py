@@ -160,10 +160,34 @@ def drain_state(device: Mapping[str, Any], host: str, edges: Iterable[Mapping[st
     return " and ".join(found) or "-"
 
 
+def out_lines(statuses: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Which devices are out or ill, with who, why and what mends it, and what the watches of hosts cannot see."""
+    rows: list[list[str]] = []
+    for host, status in statuses.items():
+        watched = (status.get("watch") or {}).get("devices") or {}
+        for device in status["devices"]:
+            name, entry, ill = f"{host}/{device['name']}", device.get("drained"), watched.get(device["name"]) or {}
+            if entry:
+                rows.append(
+                    [name, when(entry.get("since")), entry.get("by") or "?", entry.get("why") or "no reason given"]
+                )
+            elif ill.get("fault"):
+                rows.append([name, "-", "fleet-watch", f"ill, and stays in: {ill['why']}"])
+            else:
+                continue
+            if ill.get("command"):
+                rows.append(["", "", "", f"mend: {ill['command'].replace('HOST', host)}"])
+    lines = ["", *table(["OUT", "SINCE", "BY", "WHY"], rows)] if rows else []
+    amiss = [
+        f"{host}: {one}" for host, status in statuses.items() for one in (status.get("watch") or {}).get("amiss", [])
+    ]
+    return [*lines, *([""] if amiss else []), *amiss]
+
+
 def status_report(
     hostvars: Mapping[str, Any], hosts: Iterable[str], asked: Iterable[Mapping[str, Any]] = ()
 ) -> dict[str, Any]:
-    """A table of hosts, devices and vassals, and one of the edges.
+    """A table of hosts, devices and vassals, one of devices that are out, and one of the edges.
 
     Args:
         hostvars: what the hosts answered.
@@ -206,6 +230,7 @@ def status_report(
     data["releases"] = by_release(releases)
     if mixed := mixture(data["releases"]):
         lines += ["", f"The hosts have {len(data['releases'])} releases: {mixed}.", f"  mend: {MEND_MIXTURE}"]
+    lines += out_lines(data["hosts"])
     if edges:
         members = edge_rows(edges, hosts)
         lines += [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -11,12 +13,15 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from ansible.module_utils.listeners import holders, ports_of
 
 START_SECONDS = 10
+#: Whoever else changes nginx's folder has placed its files and seen new workers by then.
+ALONE_SECONDS = 3 * START_SECONDS
 POLL_SECONDS = 0.1
 
 
@@ -72,6 +77,38 @@ class Late(NotTaken):
     """The running nginx was told to load its files, and did not say that it has; it may still do so."""
 
 
+@contextlib.contextmanager
+def alone(state_file: Path, seconds: float = ALONE_SECONDS) -> Iterator[None]:
+    """Keep everybody else from changing nginx's folder, or which devices are out of it, until the end of the block.
+
+    A deploy and the watch of a host work at the same time, and each must see what the other has written. The lock lies
+    beside the state file, in a folder of root's, where no user can take it or put another file in its place; it goes with
+    its process.
+
+    Raises:
+        NginxError: somebody else had it for longer than that.
+    """
+    state_file.parent.mkdir(parents=True, exist_ok=True)
+    path = state_file.with_suffix(".lock")
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    deadline = time.monotonic() + seconds
+    try:
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() > deadline:
+                    raise NginxError(
+                        f"another program changes nginx's configuration for longer than {seconds:g} s; nothing was changed. "
+                        f"Look: fuser -v {path}"
+                    ) from error
+            time.sleep(POLL_SECONDS / 5)
+        yield
+    finally:
+        os.close(handle)
+
+
 #: Places in the files of a site that are filled in on the host, by SERVICE/DEVICE.
 PLACES = re.compile(r"@(?P<what>ADDRESS|DOWN|FORMER) (?P<vassal>[^@\s]+)@")
 #: Behind the cases in which nginx asks another device.
@@ -122,12 +159,24 @@ def run_command(command: list[str]) -> tuple[int, str, str]:
     return done.returncode, done.stdout, done.stderr
 
 
+@dataclass
+class Change:
+    """What was begun: nginx was told of it, and its former workers may still have requests."""
+
+    changed: bool
+    differences: list[dict]
+    master: int
+    former: set[int]
+    began: float
+
+
 class Configuration:
     """The configuration folder of one host.
 
     Args:
         options: ``files``, ``links``, ``root``, ``state_file``, ``nginx``, ``pid_file``, ``ports``, ``wait_seconds``,
-            as the module ``host_switch`` has them.
+            as the module ``host_switch`` has them. Without a program in ``nginx`` the running nginx alone tests what is placed,
+            when it is told to load it: for who may not start one.
     """
 
     def __init__(self, options: Mapping) -> None:
@@ -139,8 +188,13 @@ class Configuration:
         self.wait_seconds: int = options["wait_seconds"]
         self.state_file = Path(options["state_file"])
         self.pid_file = Path(options["pid_file"])
-        self.state: dict = json.loads(self.state_file.read_text()) if self.state_file.is_file() else {}
+        self.state = self.read_state()
         self.hash = hashlib.sha256(json.dumps([self.files, self.links], sort_keys=True).encode()).hexdigest()
+
+    def read_state(self) -> dict:
+        """What was placed and is loaded; empty before the first time."""
+        found: dict = json.loads(self.state_file.read_text()) if self.state_file.is_file() else {}
+        return found
 
     def unwanted(self) -> list[str]:
         """Paths that an earlier run placed and that nothing wants now."""
@@ -230,11 +284,13 @@ class Configuration:
         self.write_state(state)
 
     def test(self) -> None:
-        """Have nginx test the wanted configuration in a copy; refuse what it refuses.
+        """Have nginx test the wanted configuration in a copy, where its program may be started; refuse what it refuses.
 
         Raises:
             NginxError: with the words of nginx.
         """
+        if not self.program:
+            return
         # What a run that was killed here left behind.
         for left in self.root.parent.glob(".nginx-test-*"):
             shutil.rmtree(left, ignore_errors=True)
@@ -292,26 +348,32 @@ class Configuration:
             return 0
         return pid
 
-    def reload(self, master: int) -> float:
-        """Reload and wait until the former workers are gone; gives the seconds that took."""
+    def tell(self) -> tuple[int, str]:
+        """Tell nginx to load its files; gives the exit code and what was said."""
+        if self.program:
+            rc, out, err = run_command([self.program, "-s", "reload"])
+            return rc, out + err
+        if not (master := self.master()):
+            return 1, "it does not run"
+        os.kill(master, signal.SIGHUP)
+        return 0, ""
+
+    def reload(self, master: int) -> set[int]:
+        """Reload and wait until new workers run; gives the former ones."""
         began = time.monotonic()
         former = children(master)
-        rc, out, err = run_command([self.program, "-s", "reload"])
+        rc, said = self.tell()
         if rc != 0:
-            raise NotTaken(f"nginx -s reload failed: {out}{err}")
+            raise NotTaken(f"nginx -s reload failed: {said}")
         while not children(master) - former:
             if time.monotonic() - began > START_SECONDS:
                 raise Late(f"nginx did not take the new configuration. Its error log says:\n{last_errors()}")
-            time.sleep(POLL_SECONDS)
-        # They hold the former list of devices; what is on their way must still find its vassal.
-        while former & children(master):
-            if time.monotonic() - began > self.wait_seconds:
-                raise StillBusy(
-                    f"nginx workers {sorted(former & children(master))} still serve requests of the former configuration "
-                    f"after {self.wait_seconds} s. Look: ss -np | grep nginx; then deploy again."
-                )
-            time.sleep(POLL_SECONDS)
-        return time.monotonic() - began
+            time.sleep(POLL_SECONDS / 5)
+        return former
+
+    def busy(self, change: Change) -> set[int]:
+        """Former workers that still run: they hold the former list of devices."""
+        return change.former & children(change.master)
 
     def take_over(self) -> int:
         """Have a new nginx take the place of the running one without a closed port or a cut request; gives its process id.
@@ -323,6 +385,20 @@ class Configuration:
             NginxError: no new one came, and the former one serves on; or the former one still has requests.
         """
         began = time.monotonic()
+        with alone(self.state_file):
+            former, new = self.start_beside(began)
+        os.kill(former, signal.SIGQUIT)
+        while runs(former):
+            if time.monotonic() - began > self.wait_seconds:
+                raise StillBusy(
+                    f"the former nginx (process {former}) still serves requests after {self.wait_seconds} s; the new one has "
+                    "taken over. Look: ss -np | grep nginx; then deploy again."
+                )
+            time.sleep(POLL_SECONDS)
+        return new
+
+    def start_beside(self, began: float) -> tuple[int, int]:
+        """Have the running nginx start a new one beside it; gives the process ids of both."""
         beside = self.pid_file.with_name(f"{self.pid_file.name}.oldbin")
         # A run that was cut off here has left both.
         former = int(beside.read_text()) if beside.is_file() else 0
@@ -337,22 +413,14 @@ class Configuration:
                     f"nginx did not start its new program; the former one serves on. Its error log says:\n{last_errors()}"
                 )
             time.sleep(POLL_SECONDS)
-        os.kill(former, signal.SIGQUIT)
-        while runs(former):
-            if time.monotonic() - began > self.wait_seconds:
-                raise StillBusy(
-                    f"the former nginx (process {former}) still serves requests after {self.wait_seconds} s; the new one has "
-                    "taken over. Look: ss -np | grep nginx; then deploy again."
-                )
-            time.sleep(POLL_SECONDS)
-        return new
+        return former, new
 
     def stale(self) -> bool:
         """Whether nginx runs with something else than what is wanted, also after a run cut off before its reload."""
         return bool(self.master()) and self.state.get("loaded") != self.hash
 
     def apply(self) -> dict:
-        """Bring files and the running nginx to the wanted state.
+        """Bring files and the running nginx to the wanted state, and wait until requests of the former one are answered.
 
         Returns:
             ``changed``, ``diff`` (as Ansible wants it), ``reload_seconds`` and ``running``.
@@ -360,6 +428,17 @@ class Configuration:
         Raises:
             NginxError: nothing was changed, or the former files were put back.
         """
+        with alone(self.state_file):
+            change = self.begin()
+        return self.finish(change)
+
+    def begin(self) -> Change:
+        """Place the files and have nginx work with them; who calls is :func:`alone` since before this object was made.
+
+        Raises:
+            NginxError: nothing was changed, or the former files were put back.
+        """
+        began = time.monotonic()
         differences = self.differences()
         master = self.master()
         changed = bool(differences) or self.stale()
@@ -371,18 +450,48 @@ class Configuration:
             # What is placed is noted first, so that a run cut off here knows its files.
             self.remember(placed=sorted({*self.state.get("placed", []), *self.files, *self.links}), loaded="")
             self.lay_into(self.root)
-        seconds = 0.0
+        workers: set[int] = set()
         try:
             if changed and master:
-                seconds = self.reload(master)
+                workers = self.reload(master)
         except NotTaken as error:
             late = isinstance(error, Late)
             # What it works with in the end only a reload that it has answered tells.
             self.restore(former, {**state, "loaded": ""} if late else state)
             if late:
                 # It may be slow and no more, and would still take what was put away: a name that is looked up for long.
-                run_command([self.program, "-s", "reload"])
+                self.tell()
             raise NginxError(f"{error}\nThe former files were put back; nginx serves on with them.") from error
-        if changed or self.state.get("loaded") != self.hash:
-            self.remember(loaded=self.hash)
-        return {"changed": changed, "diff": differences, "reload_seconds": round(seconds, 1), "running": bool(master)}
+        if changed:
+            self.remember(loaded="", laid=self.hash)
+        return Change(changed, differences, master, workers, began)
+
+    def finish(self, change: Change) -> dict:
+        """Wait until the former workers are gone, and note what is loaded; gives what :meth:`apply` gives.
+
+        Others may change nginx meanwhile: what is on its way to a former worker is not their concern.
+
+        Raises:
+            StillBusy: they are not, after ``wait_seconds``.
+        """
+        # They hold the former list of devices; what is on their way must still find its vassal.
+        while busy := self.busy(change):
+            if time.monotonic() - change.began > self.wait_seconds:
+                raise StillBusy(
+                    f"nginx workers {sorted(busy)} still serve requests of the former configuration "
+                    f"after {self.wait_seconds} s. Look: ss -np | grep nginx; then deploy again."
+                )
+            time.sleep(POLL_SECONDS)
+        seconds = time.monotonic() - change.began if change.former else 0.0
+        if change.changed or self.state.get("loaded") != self.hash:
+            with alone(self.state_file):
+                self.state = self.read_state()
+                # What another program has loaded since, it notes by itself.
+                if not change.changed or self.state.get("laid") == self.hash:
+                    self.remember(loaded=self.hash)
+        return {
+            "changed": change.changed,
+            "diff": change.differences,
+            "reload_seconds": round(seconds, 1),
+            "running": bool(change.master),
+        }

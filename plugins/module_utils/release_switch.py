@@ -37,6 +37,10 @@ RECORDED = (
     "release", "services", "vassals", "nginx", "files", "folders", "devices", "units", "nginx_unit", "manager",
     "group", "stop_seconds",
 )  # fmt: skip
+#: Where units of either service manager lie.
+UNITS = {"systemd": (Path("/etc/systemd/system"), ".service"), "supervisor": (Path("/etc/supervisor/conf.d"), ".conf")}
+#: Units beside the service that a host need not have.
+OPTIONAL = ("fleet-watch",)
 #: Longest time for vassals to come back when their emperor was restarted, where no record says it better.
 LOAD_SECONDS = 300
 
@@ -68,13 +72,17 @@ class Switch:
         self.nginx: dict = options["nginx"]
         self.upstreams = Upstreams(options, self.nginx["wait_seconds"])
         self.was_ours = bool(self.upstreams.folder([], []).state.get("placed"))
-        self.drained = set(Drained(Path(options["drained_file"])).read())
         self.deployments = Deployments(Path(options["deployed_file"]), Path(options["deployments_dir"]))
         self.did: list[str] = []
         self.started: list[str] = []
         self.diff: list[dict] = []
 
     # ---- what is there
+
+    @property
+    def drained(self) -> set[str]:
+        """Devices that are out: read each time, since the watch may take one out while this works."""
+        return set(Drained(Path(self.options["drained_file"])).read())
 
     def present(self, service: str, device: str) -> list[Path]:
         """Files of the vassals of a service on a device, the wanted one first."""
@@ -96,9 +104,8 @@ class Switch:
                 if asked and (match := ADDRESS.search(asked[0].read_text())):
                     addresses[key] = match[1]
         former = {} if self.options["settle"] else self.former(former_on)
-        files = [
-            {**one, "content": fill(one["content"], addresses, self.drained, former)} for one in self.nginx["files"]
-        ]
+        drained = self.drained
+        files = [{**one, "content": fill(one["content"], addresses, drained, former)} for one in self.nginx["files"]]
         return self.upstreams.folder(files, self.nginx["links"], self.nginx["ports"])
 
     def former(self, former_on: Collection[str]) -> dict[str, str]:
@@ -113,6 +120,15 @@ class Switch:
     def gone(self) -> list[str]:
         """Devices that have a folder and are not wanted any more."""
         return [name for name in self.upstreams.known_devices() if name not in self.devices]
+
+    def unwanted_units(self) -> dict[str, Path]:
+        """Files of units that the host has and the inventory wants no more; going back leaves them as they are."""
+        if self.options["state"] != "present":
+            return {}
+        folder, ending = UNITS[self.options["manager"]]
+        wanted = {one["name"].partition(".")[0] for one in self.units}
+        found = {name: folder / f"{name}{ending}" for name in OPTIONAL if name not in wanted}
+        return {name: path for name, path in found.items() if path.exists()}
 
     def stale_units(self) -> dict[str, list[str]]:
         """Emperors that run with older files, with these files."""
@@ -238,6 +254,7 @@ class Switch:
             steps.append("load another configuration of nginx")
         steps += [f"stop vassal {name}" for name in self.vassals.names(self.vassals.unwanted())]
         steps += [f"remove the device {name}" for name in self.gone()]
+        steps += [f"remove {name}" for name in self.unwanted_units()]
         # All may be there but this, on a host that failed its checks after its first switch.
         release = self.options["release"]
         if release and not steps and self.deployments.current().get("id") != release["id"]:
@@ -285,9 +302,9 @@ class Switch:
         self.vassals.clear_partials()
         self.vassals.remove(self.vassals.forgotten())
 
-    def lead(self, out: Collection[str]) -> None:
-        """Have nginx lead to no device of ``out``, and wait until no request is on its way there."""
-        self.upstreams.configuration(out).apply()
+    def lead_past(self, *devices: str) -> None:
+        """Have nginx lead to no drained device and to none of these, and wait until no request is on its way there."""
+        self.upstreams.load(lambda: self.upstreams.configuration({*self.drained, *devices}))
 
     def restart_emperors(self) -> None:
         """Restart emperors that run with older files, each with its device out of the upstream."""
@@ -298,12 +315,12 @@ class Switch:
             leads = self.upstreams.serves(device)
             if leads:
                 self.need_others(device, f"{name} must restart, since {', '.join(files)} changed")
-                self.lead({*self.drained, device})
+                self.lead_past(device)
             self.manager.restart(name)
             for path in asked:
                 self.wait_back(path)
             if leads:
-                self.lead(self.drained)
+                self.lead_past()
             self.did.append(f"restarted {name}")
             note(self.run, "restarted", unit=name, files=files)
 
@@ -411,7 +428,7 @@ class Switch:
             VassalError: the new ones do not serve; the old ones were started again and serve.
         """
         self.need_others(device, f"{device}: {self.lacks([device])}")
-        self.lead({*self.drained, device})
+        self.lead_past(device)
         former = {path: path.read_text() for path in self.vassals.unwanted() if path.parent.parent.name == device}
         self.vassals.remove(list(former))
         wanted = [one for one in self.vassals.vassals if one.device == device]
@@ -425,14 +442,14 @@ class Switch:
                 place(path, text, 0o640, group=group)
             for path in former:
                 self.wait_back(path)
-            self.lead(self.drained)
+            self.lead_past()
             raise
         self.configure(waiting)
         self.say_switched(started)
 
     def configure(self, waiting: Collection[str]) -> None:
         """Place the wanted configuration of nginx and have it loaded."""
-        result = self.target(waiting).apply()
+        result = self.upstreams.load(lambda: self.target(waiting))
         self.diff += result["diff"]
         if result["changed"]:
             self.did.append("loaded another configuration of nginx")
@@ -488,6 +505,11 @@ class Switch:
             Path(f"/etc/supervisor/conf.d/{name}.conf").unlink(missing_ok=True)
             self.manager.reread()
             self.did.append(f"removed the device {device}")
+        for name, path in self.unwanted_units().items():
+            self.manager.remove(path.name if path.suffix == ".service" else name)
+            path.unlink()
+            self.manager.reread()
+            self.did.append(f"removed {name}")
 
     def record(self, *, forget: bool = False) -> None:
         """Note what is in force now, so that it can be gone back to."""

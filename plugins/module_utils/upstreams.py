@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 
 from ansible.module_utils.deployments import write_json
 from ansible.module_utils.fleet_socket import SocketError, connect
-from ansible.module_utils.nginx_configuration import Configuration
+from ansible.module_utils.nginx_configuration import Change, Configuration, NginxError, alone
 from ansible.module_utils.vassal_files import ADDRESS
 
 CONNECT_SECONDS = 2
+#: Who takes devices out that are ill; what a person took out it leaves alone.
+WATCH = "fleet-watch"
 #: Where things are on a host, as options of the modules that speak with nginx about devices.
 PLACES = {
     "devices_dir": "/etc/fleet/devices",
@@ -38,7 +40,7 @@ def mark(text: str, addresses: Iterable[str], out: bool) -> str:
 
 
 class Drained:
-    """Devices that a person took out, with who, when and why; they stay out over deploys and reboots."""
+    """Devices that a person or the watch took out, with who, when and why; they stay out over deploys and reboots."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -70,6 +72,7 @@ class Upstreams:
         self.wait_seconds = wait_seconds
         self.devices_dir = Path(options["devices_dir"])
         self.upstreams_dir = Path(options["upstreams_dir"])
+        self.state_file = Path(options["nginx_state_file"])
 
     def folder(self, files: list[dict], links: list[dict], ports: Collection[int] = ()) -> Configuration:
         """nginx's folder with wanted files."""
@@ -83,8 +86,8 @@ class Upstreams:
         wanted = {"files": files, "links": links, "ports": list(ports), "wait_seconds": self.wait_seconds}
         return Configuration({**places, **wanted})
 
-    def configuration(self, out: Collection[str]) -> Configuration:
-        """What nginx is configured with now, with just the devices of ``out`` out."""
+    def configuration(self, out: Collection[str], devices: Collection[str] | None = None) -> Configuration:
+        """What nginx is configured with now, with just the devices of ``out`` out; others than ``devices`` stay as they are."""
         root = Path(self.options["nginx_root"])
         files, links = [], []
         for name in self.folder([], []).state.get("placed", []):
@@ -95,9 +98,53 @@ class Upstreams:
                 files.append({"path": name, "content": path.read_text()})
         for one in files:
             if one["path"].startswith("upstreams/"):
-                for device in self.known_devices():
+                for device in self.known_devices() if devices is None else devices:
                     one["content"] = mark(one["content"], self.addresses_on(device), device in out)
         return self.folder(files, links)
+
+    def load(self, wanted: Callable[[], Configuration]) -> dict:
+        """Bring nginx to a configuration that is worked out while nobody else changes it; gives what ``apply`` gives.
+
+        Raises:
+            NginxError: nothing was changed, or requests of the former configuration go on.
+        """
+        with alone(self.state_file):
+            configuration = wanted()
+            change = configuration.begin()
+        return configuration.finish(change)
+
+    def turn(
+        self, drained: Drained, device: str, entry: dict | None, *, only_of: str = ""
+    ) -> tuple[Configuration, Change]:
+        """Have nginx lead no new request to a device, or lead there again; others stay as they are.
+
+        Args:
+            drained: where it is noted.
+            device: its name.
+            entry: ``by``, ``since``, ``why``, and what else is to be known of it; ``None`` takes it back in.
+            only_of: whose entry may be replaced, if there is one; anybody's when empty.
+
+        Returns:
+            What was begun; its ``finish`` waits until nothing is on its way there any more.
+
+        Raises:
+            NginxError: nothing was changed.
+        """
+        with alone(self.state_file):
+            former = drained.read()
+            if only_of and (whose := former.get(device, {}).get("by", only_of)) != only_of:
+                raise NginxError(f"{device} was taken out by {whose} meanwhile; nothing was changed.")
+            wanted = {name: value for name, value in former.items() if name != device}
+            if entry is not None:
+                wanted[device] = entry
+            # Noted first: a run that is cut off here leaves a device out rather than half in.
+            drained.write(wanted)
+            try:
+                configuration = self.configuration(wanted, [device])
+                return configuration, configuration.begin()
+            except NginxError:
+                drained.write(former)
+                raise
 
     def known_devices(self) -> list[str]:
         """Devices that have a folder on this host, whether they are wanted or not."""

@@ -35,35 +35,9 @@ from pathlib import Path
 
 from ansible.module_utils.audit import note, now
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.deployments import Deployments
+from ansible.module_utils.in_force import InForce
 from ansible.module_utils.nginx_configuration import NginxError, StillBusy
-from ansible.module_utils.upstreams import PLACES, Drained, Upstreams
-from ansible.module_utils.vassal_files import NotReady, Vassals
-
-#: Where no deployment says it.
-WAIT_SECONDS = 120
-
-
-def deployment(options: dict) -> dict:
-    """The record of the deployment in force; empty before the first one."""
-    deployments = Deployments(Path(options["deployed_file"]), Path(options["deployments_dir"]))
-    try:
-        return deployments.read(str(deployments.current().get("record", "")))
-    except LookupError:
-        return {}
-
-
-def what_is_wrong(options: dict, record: dict, device: str) -> str:
-    """Why requests to a device would fail; empty when its vassals serve."""
-    wanted = [one for one in record.get("vassals", []) if one["device"] == device]
-    given = {"vassals": wanted, "group": record.get("group", ""), "stop_seconds": 0}
-    vassals = Vassals({**options, **given})
-    for vassal in vassals.vassals:
-        try:
-            vassal.check()
-        except NotReady as error:
-            return f"vassal {vassal.full_name} does not serve: {error}. Look: {vassals.look(device)}"
-    return ""
+from ansible.module_utils.upstreams import PLACES, WATCH, Drained, Upstreams
 
 
 def main() -> None:
@@ -83,9 +57,8 @@ def main() -> None:
     )
     options = module.params
     device, run = options["device"], options["run"]
-    record = deployment(options)
-    wait_seconds = options["wait_seconds"] or (record.get("nginx") or {}).get("wait_seconds", WAIT_SECONDS)
-    host = Upstreams(options, wait_seconds)
+    in_force = InForce(options)
+    host = Upstreams(options, options["wait_seconds"] or in_force.wait_seconds())
     if device not in host.known_devices():
         module.fail_json(
             msg=f"This host has no device {device!r}; it has: {', '.join(host.known_devices()) or 'none yet'}. "
@@ -93,40 +66,42 @@ def main() -> None:
         )
     drained = Drained(Path(options["drained_file"]))
     former = drained.read()
-    wanted = dict(former)
+    entry = None
     if options["state"] == "drained":
         if not host.others(device) and not options["allow_outage"] and device not in former:
             module.fail_json(
                 msg=f"{device} is the only device of this host that takes requests. Where an edge leads them to "
                 "another host, drain the host instead (./fleet drain HOST); else, to lose them: -e allow_outage=true"
             )
-        wanted.setdefault(device, {"by": run.get("by", ""), "since": now(), "why": options["why"]})
-    else:
-        if device in former and (wrong := what_is_wrong(options, record, device)):
-            module.fail_json(msg=f"{device} stays out: {wrong}. When it serves: ./fleet undrain HOST/{device}")
-        wanted.pop(device, None)
-    changed = wanted != former
+        entry = former.get(device)
+        # What the watch took out, it would take back; what a person took out, only a person does.
+        if entry is None or entry.get("by") == WATCH:
+            entry = {"by": run.get("by", ""), "since": now(), "why": options["why"]}
+    elif device in former and (wrong := in_force.what_is_wrong(device)):
+        module.fail_json(msg=f"{device} stays out: {wrong}. When it serves: ./fleet undrain HOST/{device}")
+    changed = entry != former.get(device)
     if module.check_mode:
-        module.exit_json(changed=changed, drained=wanted)
+        wanted = {**former, device: entry}
+        module.exit_json(changed=changed, drained={name: one for name, one in wanted.items() if one})
     try:
-        # Noted first: a run that is cut off here leaves a device out rather than half in.
-        drained.write(wanted)
-        result = host.configuration(wanted).apply()
+        configuration, change = host.turn(drained, device, entry)
+        result = configuration.finish(change)
     except StillBusy as error:
         # nginx leads there no more, or again; what is noted is so.
         if changed:
             note(run, options["state"], device=device, why=options["why"])
         if options["state"] == "drained":
-            module.fail_json(msg=f"{device} is out, but requests are on their way to it still: {error}", drained=wanted)
-        module.exit_json(changed=True, drained=wanted)
+            module.fail_json(
+                msg=f"{device} is out, but requests are on their way to it still: {error}", drained=drained.read()
+            )
+        module.exit_json(changed=True, drained=drained.read())
     except NginxError as error:
-        drained.write(former)
         module.fail_json(msg=str(error))
     except OSError as error:
         module.fail_json(msg=f"{error}. Is the disk full? (df -h /var /etc)")
     if changed:
         note(run, options["state"], device=device, why=options["why"])
-    module.exit_json(changed=changed or result["changed"], drained=wanted, diff=result["diff"])
+    module.exit_json(changed=changed or result["changed"], drained=drained.read(), diff=result["diff"])
 
 
 if __name__ == "__main__":

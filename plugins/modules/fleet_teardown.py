@@ -31,8 +31,8 @@ from ansible.module_utils.units import Supervisor, Systemd
 
 #: All of it is ours.
 FOLDERS = (
-    "/opt/fleet", "/etc/fleet", "/run/fleet", "/run/fleet-edge", "/run/fleet-exporter", "/run/private/fleet-edge",
-    "/var/cache/fleet", "/var/log/fleet", "/usr/local/lib/fleet",
+    "/opt/fleet", "/etc/fleet", "/run/fleet", "/run/fleet-edge", "/run/fleet-exporter", "/run/fleet-watch",
+    "/run/private/fleet-edge", "/var/cache/fleet", "/var/log/fleet", "/usr/local/lib/fleet",
 )  # fmt: skip
 #: In the second line of a unit that a role of ours has placed.
 ROLE = re.compile(r"\bRole (?:edge|exporter|monitoring|watch):")
@@ -164,7 +164,7 @@ class Teardown:
             for path in sorted(UNITS.glob(pattern)):
                 self.remove(path)
         self.remove_empty(UNITS / "nginx.service.d")
-        for pattern in ("uwsgi-emperor@*.conf", "nginx.conf"):
+        for pattern in ("fleet-*.conf", "uwsgi-emperor@*.conf", "nginx.conf"):
             for path in sorted(PROGRAMS.glob(pattern)):
                 if "Role " in path.read_text():
                     self.remove(path)

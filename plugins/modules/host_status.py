@@ -12,16 +12,21 @@ options:
   run_dir: {description: Folder of the sockets., type: path, default: /run/fleet}
   drained_file: {description: Devices that a person took out., type: path, default: /var/lib/fleet/drained.json}
   deployed_file: {description: Which deployment is in force., type: path, default: /etc/fleet/deployed.json}
+  watch_file: {description: What the watch of the host says., type: path, default: /run/fleet-watch/state.json}
 """
 
 import datetime
 import json
 import re
+import time
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.fleet_socket import SocketError, stats, stats_path
 from ansible.module_utils.vassal_files import workers_of
+
+#: The watch says something every few seconds; it may wait for a deploy meanwhile.
+SILENT_SECONDS = 120
 
 
 def vassal_status(path: Path, device: str, run_dir: str) -> dict:
@@ -66,6 +71,18 @@ def read_json(path: str) -> dict:
     return found if isinstance(found, dict) else {}
 
 
+def watch_status(path: str) -> dict | None:
+    """What the watch says, with what is amiss of itself; ``None`` where there is none."""
+    found = read_json(path)
+    if not found:
+        return None
+    age = time.time() - Path(path).stat().st_mtime
+    if age > SILENT_SECONDS:
+        silent = f"fleet-watch has said nothing for {age:.0f} s. Look: journalctl -u fleet-watch -n 50"
+        found["amiss"] = [silent, *found.get("amiss", [])]
+    return found
+
+
 def main() -> None:
     """Run the module."""
     module = AnsibleModule(
@@ -75,6 +92,7 @@ def main() -> None:
             "run_dir": {"type": "path", "default": "/run/fleet"},
             "drained_file": {"type": "path", "default": "/var/lib/fleet/drained.json"},
             "deployed_file": {"type": "path", "default": "/etc/fleet/deployed.json"},
+            "watch_file": {"type": "path", "default": "/run/fleet-watch/state.json"},
         },
         supports_check_mode=True,
     )
@@ -86,7 +104,8 @@ def main() -> None:
         vassals = [vassal_status(path, device["name"], module.params["run_dir"]) for path in files]
         devices.append({**device, "vassals": vassals, "drained": drained.get(device["name"])})
     kept = {name: deployed[name] for name in ("id", "at", "by") if name in deployed}
-    module.exit_json(changed=False, status={"devices": devices, "deployed": kept or None})
+    watch = watch_status(module.params["watch_file"])
+    module.exit_json(changed=False, status={"devices": devices, "deployed": kept or None, "watch": watch})
 
 
 if __name__ == "__main__":

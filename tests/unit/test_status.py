@@ -82,6 +82,33 @@ def test_what_is_drained(device: Json | None, members: list[Json | None], said: 
     assert cells(found["lines"][1])[8] == said
 
 
+def test_devices_that_are_out_and_what_the_watch_says() -> None:
+    ill = {"fault": "lost", "why": "lost: the card", "out": True, "command": "./fleet reboot HOST"}
+    by_watch = {**DRAINED, "by": "fleet-watch", "why": "lost: the card"}
+    hosts = {
+        "a": answered({**DEVICE, "drained": DRAINED}),
+        "b": answered({**DEVICE, "drained": by_watch}, {**DEVICE, "name": "gpu1"}, {**DEVICE, "name": "gpu2"}),
+    }
+    last = {"fault": "known-answer", "why": "known-answer: 503", "out": False, "command": "journalctl"}
+    hosts["b"]["__status"]["status"]["watch"] = {
+        "devices": {"gpu0": ill, "gpu1": last},
+        "amiss": ["NVML is not read: x"],
+    }
+    found = report.status_report(hosts, ["a", "b"])
+    assert [cells(line) for line in found["lines"][5:]] == [
+        [],
+        ["OUT", "SINCE", "BY", "WHY"],
+        ["a/gpu0", "2026-11-24 20:20", "ada@controller", "new fan"],
+        ["b/gpu0", "2026-11-24 20:20", "fleet-watch", "lost: the card"],
+        ["mend: ./fleet reboot b"],
+        ["b/gpu1", "-", "fleet-watch", "ill, and stays in: known-answer: 503"],
+        ["mend: journalctl"],
+        [],
+        ["b: NVML is not read: x"],
+    ]
+    assert found["exit"] == 0
+
+
 def test_edges_and_their_members() -> None:
     sick = {"healthy": False, "since": "2026-11-24T20:21:00+00:00", "reason": "readyz: 503"}
     members = {
@@ -118,9 +145,15 @@ def test_what_a_host_says_of_itself(tmp_path: Path) -> None:
         "drained_file": str(tmp_path / "drained.json"),
         "deployed_file": str(tmp_path / "deployed.json"),
     }
+    options["watch_file"] = str(tmp_path / "watch.json")
     status = ansible_modules.run("host_status", options)["status"]
     assert [device["drained"] for device in status["devices"]] == [None, DRAINED]
-    assert status["deployed"] == DEPLOYED
+    assert (status["deployed"], status["watch"]) == (DEPLOYED, None)
+    (tmp_path / "watch.json").write_text(json.dumps({"amiss": [], "devices": {}}))
+    assert ansible_modules.run("host_status", options)["status"]["watch"] == {"amiss": [], "devices": {}}
+    os.utime(tmp_path / "watch.json", (1, 1))
+    (amiss,) = ansible_modules.run("host_status", options)["status"]["watch"]["amiss"]
+    assert amiss.startswith("fleet-watch has said nothing for ")
     (tmp_path / "drained.json").write_text("{")
     (tmp_path / "deployed.json").unlink()
     status = ansible_modules.run("host_status", options)["status"]

@@ -123,14 +123,16 @@ def test_units_of_ours_go_and_others_stay(machine: Machine) -> None:
     machine.write("units/uwsgi-emperor@cpu0.service.d/device.conf")
     machine.write("units/fleet-prober.service", "# Role edge: x")
     machine.write("units/fleet-edge-apply.path", "# Role edge: x")
+    machine.write("units/fleet-watch.service", "# Role watch: x")
     machine.write("units/fleet-agent.service", "[Unit]\nDescription=osquery")
     machine.write("units/nginx.service.d/fleet.conf")
     for name in ("uwsgi-emperor@cpu0.service", "fleet-prober.service", "fleet-agent.service"):
         (machine.root / "units" / "multi-user.target.wants" / name).symlink_to("../x")
     done = machine.tear_down()
-    assert done.manager.told[:3] == [
+    assert done.manager.told[:4] == [
         "remove fleet-edge-apply.path",
         "remove fleet-prober.service",
+        "remove fleet-watch.service",
         "remove uwsgi-emperor@cpu0.service",
     ]
     assert machine.files() == ["units/fleet-agent.service", "units/multi-user.target.wants/fleet-agent.service"]
@@ -203,10 +205,12 @@ def test_a_user_that_was_there_before_stays(machine: Machine, monkeypatch: pytes
 def test_programs_of_supervisor(machine: Machine) -> None:
     machine.write("programs/uwsgi-emperor@cpu0.conf", "; Role emperor: x")
     machine.write("programs/nginx.conf", "; Role nginx: x")
+    machine.write("programs/fleet-watch.conf", "; Role watch: x")
+    machine.write("programs/fleet-agent.conf", "[program:fleet-agent]")
     machine.write("programs/own.conf", "[program:own]")
     done = machine.tear_down(systemd=False)
-    assert done.manager.told == ["remove uwsgi-emperor@cpu0", "remove nginx", "reread"]
-    assert machine.files() == ["programs/own.conf"]
+    assert done.manager.told == ["remove fleet-watch", "remove uwsgi-emperor@cpu0", "remove nginx", "reread"]
+    assert machine.files() == ["programs/fleet-agent.conf", "programs/own.conf"]
 
 
 def test_a_check_removes_nothing_and_says_what_it_would(machine: Machine) -> None:

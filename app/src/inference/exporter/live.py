@@ -22,6 +22,10 @@ def status(settings: Settings, state: State) -> dict[str, Any]:
     }
 
 
+#: Members of the view by those of drained.json.
+_OUT = {"by": "by", "why": "why", "at": "since"}
+
+
 def _device(device: Device, routes: dict[str, str]) -> dict[str, Any]:
     gpu = device.gpu
     return {
@@ -29,7 +33,7 @@ def _device(device: Device, routes: dict[str, str]) -> dict[str, Any]:
         "kind": device.kind,
         "model": device.model,
         "in_rotation": device.in_rotation,
-        "out": device.out and {name: device.out.get(name, "") for name in ("by", "why", "at")},
+        "out": device.out and {name: device.out.get(of, "") for name, of in _OUT.items()},
         "memory": gpu and {"used_bytes": gpu.memory_used, "total_bytes": gpu.memory_total},
         "utilization": gpu and gpu.utilization,
         "temperature": gpu and gpu.temperature,

@@ -38,7 +38,7 @@ class Device:
         kind: ``gpu``, ``mig`` or ``cpu``.
         model: of the card or CPU.
         in_rotation: whether nginx leads requests to a vassal of it.
-        out: ``by``, ``at`` and ``why`` when somebody took it out.
+        out: ``by``, ``since`` and ``why`` when somebody took it out.
         gpu: what the driver says; None for a CPU, and where there is no driver.
         xids: number of errors that the driver reported, by their Xid.
         vassals: what runs on it.

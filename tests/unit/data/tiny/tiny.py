@@ -5,6 +5,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 Start = Callable[[str, list[tuple[str, str]]], object]
@@ -14,7 +15,11 @@ if os.environ.get("TINY_CRASH"):
 
 
 def app(environ: dict[str, Any], start_response: Start) -> Iterable[bytes]:
-    """Answer with everything there is to know; `?seconds=N` takes as long."""
+    """Answer with everything there is to know; `?seconds=N` takes as long. A file of its device's name makes it ill."""
+    ill = Path(os.environ.get("TINY_ILL", os.devnull)) / os.environ.get("INFERENCE_DEVICE", "")
+    if ill.exists():
+        start_response("503 Service Unavailable", [("Content-Type", "text/plain")])
+        return [b"the known answer is wrong"]
     query = environ["QUERY_STRING"]
     if query.startswith("seconds="):
         time.sleep(float(query.removeprefix("seconds=")))
