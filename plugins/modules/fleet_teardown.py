@@ -130,13 +130,14 @@ class Teardown:
             ]
         instances = {path.name for path in UNITS.glob("*.wants/uwsgi-emperor@*.service")}
         instances |= {path.name.removesuffix(".d") for path in UNITS.glob("uwsgi-emperor@*.service.d")}
-        # The path first: it would start the service of its name.
         return [*(path.name for path in self.own_units()), *sorted(instances)]
 
     def own_units(self) -> list[Path]:
         """Units that our roles placed; other software has units of such names too."""
         folder, pattern = (UNITS, "fleet-*.*") if self.systemd else (PROGRAMS, "fleet-*.conf")
-        return sorted(path for path in folder.glob(pattern) if path.is_file() and ROLE.search(path.read_text()))
+        found = [path for path in folder.glob(pattern) if path.is_file() and ROLE.search(path.read_text())]
+        # A path or a timer first: it would start the service of its name.
+        return sorted(found, key=lambda path: (path.stem, path.suffix == ".service"))
 
     def stop_units(self) -> None:
         """Stop emperors and the programs of an edge; running requests are finished."""
