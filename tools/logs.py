@@ -110,7 +110,8 @@ def options(given: Sequence[str], now: datetime) -> list[str]:
         raise Refused(f"--service '{mine.service}': it takes the name of a service, such as ocr")
     if mine.follow and mine.until is not None:
         raise Refused("--follow goes on until Ctrl-C; leave --until out")
-    since_text = mine.since or (SINCE_OF_REQUEST if mine.request_id else SINCE)
+    default = SINCE_OF_REQUEST if mine.request_id else SINCE
+    since_text = default if mine.since is None else mine.since
     since = moment("--since", since_text, now)
     until = moment("--until", mine.until, now) if mine.until is not None else None
     if since > now:

@@ -161,9 +161,12 @@ class Files:
         """The wanted records from a place on, and the place behind the last whole line."""
         try:
             with path.open("rb") as stream:
-                # Somebody who was away for long gets the end of it.
-                offset = max(offset, stream.seek(0, os.SEEK_END) - MOST_BYTES)
-                stream.seek(offset)
+                behind = stream.seek(0, os.SEEK_END) - MOST_BYTES
+                stream.seek(max(offset, behind))
+                if behind > offset:
+                    # Somebody who was away for long gets the end of it, from a whole line on.
+                    stream.readline()
+                offset = stream.tell()
                 text = stream.read(MOST_BYTES)
         except FileNotFoundError:
             return [], offset

@@ -123,7 +123,8 @@ class Logs:
         else:
             for record in records:
                 known.name(record)
-        return sorted(filter(self.wanted.wants, records), key=order), cut
+        # From the oldest on, so that lines of one time stay as they were written.
+        return sorted(filter(self.wanted.wants, reversed(records)), key=order), cut
 
     # ---- what comes
 
