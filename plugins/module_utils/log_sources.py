@@ -145,9 +145,7 @@ class Files:
         now = self.end()
         offset = mark["offset"]
         if mark["inode"] and now["inode"] != mark["inode"]:
-            for path in rotated(self.path)[0 if not now["inode"] else 1 :]:
-                if path.suffix != ".gz" and path.stat().st_ino == mark["inode"]:
-                    records += self._from(path, offset)[0]
+            records += self._put_away(mark, rotated(self.path)[1 if now["inode"] else 0 :])
             offset = 0
         elif now["offset"] < offset or not mark["inode"]:
             # Emptied, or new.
@@ -156,6 +154,25 @@ class Files:
             more, offset = self._from(self.path, offset)
             records += more
         return records, {"inode": now["inode"], "offset": offset}
+
+    def _put_away(self, mark: Mapping[str, int], files: list[Path]) -> list[Record]:
+        """The wanted records behind a mark in files that were put away since, the newest of which comes first."""
+        records: list[Record] = []
+        younger: list[Path] = []
+        for path in files:
+            if path.suffix == ".gz":
+                # The marked one is packed by now; what is younger and not packed nobody has read yet.
+                break
+            if path.stat().st_ino == mark["inode"]:
+                records += self._from(path, mark["offset"])[0]
+                break
+            younger.append(path)
+        else:
+            # It is gone, and of those that are left only the youngest is surely new.
+            del younger[1:]
+        for path in reversed(younger):
+            records += self._from(path, 0)[0]
+        return records
 
     def _from(self, path: Path, offset: int) -> tuple[list[Record], int]:
         """The wanted records from a place on, and the place behind the last whole line."""
