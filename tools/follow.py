@@ -143,7 +143,6 @@ def main(command: Sequence[str]) -> int:
         process = subprocess.Popen(
             command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace"
         )
-        assert process.stderr
         reader = threading.Thread(target=hand_on, args=(process.stderr, sys.stderr, ended), daemon=True)
         reader.start()
         status = 2
@@ -167,5 +166,7 @@ def main(command: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # Also where Ctrl-C was ignored, as in the background of a script; and so that Ansible does not inherit that.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     sys.exit(main(sys.argv[1:]))

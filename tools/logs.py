@@ -56,7 +56,8 @@ def moment(option: str, text: str, now: datetime) -> datetime:
             raise Refused(f"{option} {text}: {error}") from None
     example = now.strftime("%Y-%m-%dT%H:%M:%SZ")
     raise Refused(
-        f"{option} takes how long ago, such as 30s, 10m, 2h or 3d, or a time with its zone, such as {example}; not '{text}'"
+        f"{option} takes how long ago, such as 30s, 10m, 2h or 3d, or a time with its zone, such as {example}; "
+        f"not '{text}'"
     )
 
 
@@ -71,13 +72,21 @@ def parser() -> Parser:
         # The short options are those of ansible-playbook.
         add_help=False,
     )
-    found.add_argument("--request-id", metavar="ID", help="the way of one request: nginx of edge and host, app, model process")
-    found.add_argument("--since", metavar="TIME", help=f"10m, 2h, 3d or RFC 3339; {SINCE}, with --request-id {SINCE_OF_REQUEST}")
+    found.add_argument(
+        "--request-id", metavar="ID", help="the way of one request: nginx of edge and host, app, model process"
+    )
+    found.add_argument(
+        "--since", metavar="TIME", help=f"10m, 2h, 3d or RFC 3339; {SINCE}, with --request-id {SINCE_OF_REQUEST}"
+    )
     found.add_argument("--until", metavar="TIME", help="the same; until now when it is not given")
     found.add_argument("--follow", action="store_true", help="go on with what comes, until Ctrl-C")
     found.add_argument("--level", choices=LEVELS, help="lowest level; info, with --request-id debug")
     found.add_argument("--service", metavar="NAME", help="only lines of one service")
-    found.add_argument("--lines", metavar="N", help=f"most lines of each host, the newest; {LINES}, before --follow {LINES_BEFORE_FOLLOWING}")
+    found.add_argument(
+        "--lines",
+        metavar="N",
+        help=f"most lines of each host, the newest; {LINES}, before --follow {LINES_BEFORE_FOLLOWING}",
+    )
     found.add_argument("--json", action="store_true", help="one JSON object a line")
     return found
 
@@ -104,7 +113,8 @@ def options(given: Sequence[str], now: datetime) -> list[str]:
     mine, others = parser().parse_known_args(given)
     if mine.request_id is not None and not REQUEST_ID.fullmatch(mine.request_id):
         raise Refused(
-            f"--request-id '{mine.request_id}': no request has such an id; it takes up to 128 letters, digits and . _ ~ : + = / -"
+            f"--request-id '{mine.request_id}': no request has such an id; "
+            "it takes up to 128 letters, digits and . _ ~ : + = / -"
         )
     if mine.service is not None and not SERVICE.fullmatch(mine.service):
         raise Refused(f"--service '{mine.service}': it takes the name of a service, such as ocr")
@@ -120,7 +130,11 @@ def options(given: Sequence[str], now: datetime) -> list[str]:
         raise Refused(f"--until {mine.until} is not after --since {since_text}")
     asked = [f"since {since.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"]
     asked += [f"until {until.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"] if until else []
-    asked += [f"{name} {value}" for name in ("request-id", "service", "level") if (value := getattr(mine, name.replace("-", "_")))]
+    asked += [
+        f"{name} {value}"
+        for name in ("request-id", "service", "level")
+        if (value := getattr(mine, name.replace("-", "_")))
+    ]
     query = {
         "since": int(since.timestamp() * 1_000_000),
         "until": int(until.timestamp() * 1_000_000) if until else 0,

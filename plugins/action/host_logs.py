@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -27,6 +28,16 @@ def clock_note(before: float, there: float, after: float) -> str:
     return f"its clock is {abs(off):.1f} s {'ahead of' if off > 0 else 'behind'} this machine's: its lines stand in the wrong places"
 
 
+def has_gone(reader: socket.socket) -> bool:
+    """Whether the other end of a connection has closed it; it never sends anything."""
+    try:
+        return not reader.recv(1, socket.MSG_DONTWAIT | socket.MSG_PEEK)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+
+
 class ActionModule(ActionBase):
     """``host_logs:`` as the module of that name; adds ``clock``, a note about the machine's clock.
 
@@ -44,6 +55,7 @@ class ActionModule(ActionBase):
         options = dict(self._task.args)
         if options.get("follow"):
             self._follow(options, variables)
+            return {**result, "changed": False}
         result.update(self._ask(options, variables))
         return result
 
@@ -57,16 +69,16 @@ class ActionModule(ActionBase):
     def _follow(self, options: dict[str, Any], variables: dict[str, Any]) -> None:
         """Send what comes, until whoever reads it has gone."""
         host = str(variables.get("inventory_hostname"))
-        with socket.socket(socket.AF_UNIX) as reader, reader.makefile("w") as stream:
+        # Whoever reads may stop at any moment.
+        with socket.socket(socket.AF_UNIX) as reader, contextlib.suppress(BrokenPipeError, ConnectionResetError):
             reader.connect(os.environ["FLEET_FOLLOW_SOCKET"])
 
             def send(**members: Any) -> None:
-                stream.write(json.dumps({"host": host, **members}) + "\n")
-                stream.flush()
+                reader.sendall(json.dumps({"host": host, **members}).encode() + b"\n")
 
             lost = False
             told = ""
-            while True:
+            while not has_gone(reader):
                 try:
                     answer = self._ask(options, variables)
                     failed = " ".join(str(answer.get("msg", "")).split()) if "lines" not in answer else ""

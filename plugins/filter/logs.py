@@ -87,7 +87,11 @@ def unanswered(facts: Mapping[str, Any]) -> str:
 
 
 def logs_report(
-    hostvars: Mapping[str, Any], hosts: Iterable[str], edges: Iterable[str], query: Mapping[str, Any], form: str = "text"
+    hostvars: Mapping[str, Any],
+    hosts: Iterable[str],
+    edges: Iterable[str],
+    query: Mapping[str, Any],
+    form: str = "text",
 ) -> dict[str, Any]:
     """The lines of all machines; exit code 2 when one could not be asked.
 

@@ -26,7 +26,14 @@ OPERATORS = re.compile(r"/(?:healthz|readyz|version|metrics|status\.json|\.fleet
 _ISO = re.compile(r"(\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(Z|[+-]\d\d:\d\d)?")
 _NGINX_ERROR = re.compile(r"(\d{4}/\d\d/\d\d \d\d:\d\d:\d\d) \[([a-z]+)\] (\d+)#\d+: (?:\*(\d+) )?(.*)", re.DOTALL)
 _SUPERVISOR = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),(\d{3}) ([A-Z]{4}) (.*)", re.DOTALL)
-SUPERVISOR_LEVELS = {"CRIT": "critical", "ERRO": "error", "WARN": "warning", "INFO": "info", "DEBG": "debug", "TRAC": "debug"}
+SUPERVISOR_LEVELS = {
+    "CRIT": "critical",
+    "ERRO": "error",
+    "WARN": "warning",
+    "INFO": "info",
+    "DEBG": "debug",
+    "TRAC": "debug",
+}
 #: uWSGI writes a date before some of its lines.
 _UWSGI_DATE = re.compile(r"[A-Z][a-z]{2} ([A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d \d{4}) - (.*)", re.DOTALL)
 #: The query in a request that nginx quotes, and in the page that led to it; both may hold private data.
@@ -158,7 +165,11 @@ class Parser:
         """nginx's own line for a request."""
         path = str(members.get("uri", ""))
         status = members.get("status")
-        found = {**members, "event": "request", "level": level_of_status(path, status if isinstance(status, int) else 0)}
+        found = {
+            **members,
+            "event": "request",
+            "level": level_of_status(path, status if isinstance(status, int) else 0),
+        }
         # The device that was asked last gave the answer.
         if asked := _VASSAL_SOCKET.findall(str(members.get("upstream", ""))):
             found["device"], found["service"] = asked[-1]
@@ -181,7 +192,11 @@ class Parser:
         if match is None:
             return self._plain(text, at, level)
         when, level, pid, connection, said = match.groups()
-        found: dict[str, Any] = {"event": _QUERY.sub(r"\1", said), "level": NGINX_LEVELS.get(level, level), "pid": int(pid)}
+        found: dict[str, Any] = {
+            "event": _QUERY.sub(r"\1", said),
+            "level": NGINX_LEVELS.get(level, level),
+            "pid": int(pid),
+        }
         if connection:
             found["connection"] = int(connection)
         if asked := _VASSAL_SOCKET.search(said):

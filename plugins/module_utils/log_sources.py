@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import collections
 import gzip
-import io
 import json
 import os
 import re
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -218,7 +217,16 @@ class Journal:
     def command(self, *options: str) -> list[str]:
         """``journalctl`` for these units."""
         units = [f"--unit={unit}" for unit in self.units]
-        return [self.program, "--quiet", "--no-pager", "--output=json", "--all", f"--output-fields={FIELDS}", *units, *options]
+        return [
+            self.program,
+            "--quiet",
+            "--no-pager",
+            "--output=json",
+            "--all",
+            f"--output-fields={FIELDS}",
+            *units,
+            *options,
+        ]
 
     def record(self, entry: Mapping[str, Any]) -> Record:
         """An entry as a record."""
@@ -231,22 +239,23 @@ class Journal:
         level = PRIORITIES[int(priority)] if priority in "01234567" else "info"
         source = unit.removesuffix(".service")
         # The unit of nginx says what nginx does not write to its own files.
-        record = self.parser.record("nginx.service" if source == "nginx" else source, text, int(entry["__REALTIME_TIMESTAMP"]), level)
+        record = self.parser.record(
+            "nginx.service" if source == "nginx" else source, text, int(entry["__REALTIME_TIMESTAMP"]), level
+        )
         if source == "nginx":
             record["source"] = source
         if "service" not in record and (match := _PROCESS.match(str(entry.get("_CMDLINE", "")))):
             record["service"] = match[1]
         return record
 
-    def entries(self, stream: io.BufferedReader | Iterator[bytes]) -> Iterator[tuple[str, Record | None]]:
-        """The cursor of each entry, and its record when it is wanted."""
-        for line in stream:
-            if not self.query.may_match(line.decode(errors="replace")):
-                continue
-            entry = json.loads(line)
-            record = self.record(entry)
-            kept = record if self.query.wants(record) and self.query.is_of_request(record) else None
-            yield str(entry["__CURSOR"]), kept
+    def wanted(self, lines: Iterable[bytes]) -> Iterator[Record]:
+        """The wanted records of entries as ``journalctl`` writes them."""
+        request = self.query.request_id.encode()
+        for line in lines:
+            if request in line:
+                record = self.record(json.loads(line))
+                if self.query.wants(record) and self.query.is_of_request(record):
+                    yield record
 
     def newest_first(self) -> Iterator[Record]:
         """The wanted records from the newest on."""
@@ -254,11 +263,8 @@ class Journal:
         if self.query.until:
             bounds.append(f"--until=@{self.query.until / 1_000_000:.6f}")
         with self._run(*bounds, "--reverse") as process:
-            assert process.stdout
             try:
-                for _, record in self.entries(process.stdout):
-                    if record:
-                        yield record
+                yield from self.wanted(process.stdout or ())
             finally:
                 # The reader has had enough, or there is no more.
                 process.kill()
@@ -266,7 +272,10 @@ class Journal:
     def _run(self, *options: str) -> subprocess.Popen[bytes]:
         try:
             return subprocess.Popen(
-                self.command(*options), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env={**os.environ, "LC_ALL": "C"}
+                self.command(*options),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                env={**os.environ, "LC_ALL": "C"},
             )
         except OSError as error:
             raise LogError(f"{self.program} cannot be run: {error}") from error
@@ -283,11 +292,8 @@ class Journal:
         """The wanted records behind a mark, and the mark behind them."""
         place = f"--since={mark}" if mark.startswith("@") else f"--after-cursor={mark}"
         done = subprocess.run(self.command(place), capture_output=True, check=False)
-        records = []
-        for line in done.stdout.splitlines():
-            entry = json.loads(line)
-            mark = str(entry["__CURSOR"])
-            record = self.record(entry)
-            if self.query.wants(record) and self.query.is_of_request(record):
-                records.append(record)
-        return records, mark
+        lines = done.stdout.splitlines()
+        if done.returncode and not lines:
+            # What was marked is not in the journal any more.
+            return [], self.end()
+        return list(self.wanted(lines)), str(json.loads(lines[-1])["__CURSOR"]) if lines else mark

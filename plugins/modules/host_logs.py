@@ -103,7 +103,7 @@ class Logs:
             sources.append(self.journal.newest_first())
         if not self.query.request_id:
             sources.append(self.errors().newest_first(self.limit))
-        records = []
+        records: list[Record] = []
         characters = 0
         cut = False
         try:

@@ -274,7 +274,19 @@ def query(lines: list[str]) -> dict[str, Any]:
 
 
 def test_options_of_logs_become_one_variable(project: Project, fleet_of_three: Path) -> None:
-    words = ["gpu-host-1", "-i", fleet_of_three, "--request-id", "a/b=c", "--level", "warning", "--service=ocr", "--lines", "5", "-v"]
+    words: list[str | Path] = [
+        "gpu-host-1",
+        "-i",
+        fleet_of_three,
+        "--request-id",
+        "a/b=c",
+        "--level",
+        "warning",
+        "--service=ocr",
+        "--lines",
+        "5",
+        "-v",
+    ]
     found = called(project, "logs", *words)
     assert found[:5] == ["--limit", "gpu-host-1", "-i", str(fleet_of_three), "-v"]
     wanted = query(found)
@@ -308,7 +320,9 @@ def test_where_logs_begin(project: Project, options: list[str], seconds: int, li
 
 
 def test_logs_take_times_of_rfc_3339(project: Project) -> None:
-    wanted = query(called(project, "logs", "-i", "x", "--since", "2026-11-25T22:00:00.5+02:00", "--until", "2026-11-25t21:00:00z"))
+    wanted = query(
+        called(project, "logs", "-i", "x", "--since", "2026-11-25T22:00:00.5+02:00", "--until", "2026-11-25t21:00:00z")
+    )
     assert (wanted["since"], wanted["until"]) == (1795636800500000, 1795640400000000)
     assert wanted["asked"] == "since 2026-11-25T20:00:00Z, until 2026-11-25T21:00:00Z"
 
@@ -316,7 +330,10 @@ def test_logs_take_times_of_rfc_3339(project: Project) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--since", "yesterday"], "--since takes how long ago, such as 30s, 10m, 2h or 3d, or a time with its zone, such as"),
+        (
+            ["--since", "yesterday"],
+            "--since takes how long ago, such as 30s, 10m, 2h or 3d, or a time with its zone, such as",
+        ),
         (["--since", "2026-11-25T22:00:00"], "not '2026-11-25T22:00:00'"),
         (["--since", "2026-13-25T22:00:00Z"], "--since 2026-13-25T22:00:00Z: month must be in 1..12"),
         (["--since", ""], "not ''"),
@@ -342,7 +359,9 @@ def test_options_of_logs_that_make_no_sense_are_refused(project: Project, option
 
 
 def test_logs_as_json_are_asked_for_as_other_reports_are(project: Project) -> None:
-    (project.folder / ".venv" / "bin" / "ansible-playbook").write_text('#!/bin/sh\nprintf 0 >"$FLEET_EXIT_FILE"\nprintf "%s\\n" "$FLEET_FORMAT" "$@"\n')
+    (project.folder / ".venv" / "bin" / "ansible-playbook").write_text(
+        '#!/bin/sh\nprintf 0 >"$FLEET_EXIT_FILE"\nprintf "%s\\n" "$FLEET_FORMAT" "$@"\n'
+    )
     done = project.run("logs", "-i", "x", "--json")
     assert done.stdout.splitlines()[0] == "json"
     assert "fleet_format=json" in done.stdout.splitlines()
@@ -358,7 +377,10 @@ def test_logs_has_a_help_of_its_own(project: Project) -> None:
 def test_who_follows_logs_is_given_what_comes(project: Project) -> None:
     (project.folder / "tools" / "follow.py").write_text("import sys\nprint(*sys.argv[1:], sep='\\n')\n")
     found = project.run("logs", "-i", "x", "--follow").stdout.splitlines()
-    assert found[:2] == [str(project.folder / ".venv" / "bin" / "ansible-playbook"), str(project.folder / "playbooks" / "logs.yml")]
+    assert found[:2] == [
+        str(project.folder / ".venv" / "bin" / "ansible-playbook"),
+        str(project.folder / "playbooks" / "logs.yml"),
+    ]
     wanted = query(found)
     assert (wanted["follow"], wanted["lines"]) == (True, 10)
     wanted = query(project.run("logs", "-i", "x", "--follow", "--since", "5m").stdout.splitlines())

@@ -14,10 +14,21 @@ AT = log_lines.microseconds("2026-11-25T22:00:00Z")
 assert AT
 ROUTES = {"/v1/parse": "ocr"}
 ACCESS: dict[str, Any] = {
-    "time": "2026-11-25T22:21:01.250+00:00", "request_id": "abc-1", "client": "192.0.2.7", "method": "POST", "uri": "/v1/parse", "status": 200,
-    "bytes_in": 10, "bytes_out": 20, "seconds": 1.5, "upstream": "unix:/run/fleet/gpu0/ocr--0.1.0-abc-def.sock", "upstream_status": "200",
-    "upstream_seconds": "1.400", "pid": 77, "connection": 5,
-}  # fmt: skip
+    "time": "2026-11-25T22:21:01.250+00:00",
+    "request_id": "abc-1",
+    "client": "192.0.2.7",
+    "method": "POST",
+    "uri": "/v1/parse",
+    "status": 200,
+    "bytes_in": 10,
+    "bytes_out": 20,
+    "seconds": 1.5,
+    "upstream": "unix:/run/fleet/gpu0/ocr--0.1.0-abc-def.sock",
+    "upstream_status": "200",
+    "upstream_seconds": "1.400",
+    "pid": 77,
+    "connection": 5,
+}
 
 
 @pytest.fixture
@@ -36,7 +47,9 @@ def zone() -> Iterator[None]:
 
 
 def record(source: str, text: str | dict[str, Any], level: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = Parser(ROUTES).record(source, text if isinstance(text, str) else json.dumps(text), AT or 0, level)
+    found: dict[str, Any] = Parser(ROUTES).record(
+        source, text if isinstance(text, str) else json.dumps(text), AT or 0, level
+    )
     return found | {"time": log_lines.text_of(found["time"])}
 
 
@@ -62,9 +75,17 @@ def test_what_is_no_time(text: object) -> None:
 
 def test_a_line_of_the_app() -> None:
     line = {
-        "time": "2026-11-25T22:21:01.123Z", "level": "warning", "event": "request", "logger": "inference.lifecycle", "service": "ocr",
-        "device": "gpu0", "release": "0.1.0", "request_id": "abc-1", "status": 503, "timing_ms": {"queue": 1.5},
-    }  # fmt: skip
+        "time": "2026-11-25T22:21:01.123Z",
+        "level": "warning",
+        "event": "request",
+        "logger": "inference.lifecycle",
+        "service": "ocr",
+        "device": "gpu0",
+        "release": "0.1.0",
+        "request_id": "abc-1",
+        "status": 503,
+        "timing_ms": {"queue": 1.5},
+    }
     found = record("uwsgi-emperor@gpu0", line)
     assert list(found)[:7] == ["time", "source", "device", "service", "level", "event", "request_id"]
     assert found == line | {"source": "uwsgi-emperor@gpu0", "time": "2026-11-25T22:21:01.123000Z"}
@@ -72,7 +93,14 @@ def test_a_line_of_the_app() -> None:
 
 def test_a_line_of_nginx_is_of_the_service_of_its_route_and_of_the_device_that_answered() -> None:
     found = record("nginx", ACCESS)
-    expected = {"source": "nginx", "device": "gpu0", "service": "ocr", "level": "info", "event": "request", "request_id": "abc-1"}
+    expected = {
+        "source": "nginx",
+        "device": "gpu0",
+        "service": "ocr",
+        "level": "info",
+        "event": "request",
+        "request_id": "abc-1",
+    }
     assert expected.items() <= found.items()
     tried = "unix:/run/fleet/gpu0/ocr--1-a.sock, unix:/run/fleet/gpu1/ocr--1-a.sock"
     assert record("nginx", ACCESS | {"upstream": tried})["device"] == "gpu1"
@@ -86,11 +114,19 @@ def test_a_line_of_nginx_is_of_the_service_of_its_route_and_of_the_device_that_a
 @pytest.mark.parametrize(
     ("path", "status", "level"),
     [
-        ("/v1/parse", 200, "info"), ("/v1/parse", 404, "info"), ("/v1/parse", 499, "info"), ("/v1/parse", 500, "error"),
-        ("/v1/parse", 502, "error"), ("/v1/parse", 503, "warning"), ("/v1/parse", 504, "warning"), ("/readyz", 200, "debug"),
-        ("/readyz", 503, "warning"), ("/.fleet/services.json", 200, "debug"), ("/status.json", 404, "info"),
+        ("/v1/parse", 200, "info"),
+        ("/v1/parse", 404, "info"),
+        ("/v1/parse", 499, "info"),
+        ("/v1/parse", 500, "error"),
+        ("/v1/parse", 502, "error"),
+        ("/v1/parse", 503, "warning"),
+        ("/v1/parse", 504, "warning"),
+        ("/readyz", 200, "debug"),
+        ("/readyz", 503, "warning"),
+        ("/.fleet/services.json", 200, "debug"),
+        ("/status.json", 404, "info"),
     ],
-)  # fmt: skip
+)
 def test_levels_of_requests_are_those_of_the_app(path: str, status: int, level: str) -> None:
     assert record("nginx", ACCESS | {"uri": path, "status": status})["level"] == level
 
@@ -110,7 +146,10 @@ def test_a_line_of_nginxs_error_log(zone: None) -> None:
     assert (found["level"], found["pid"], found["connection"], found["service"]) == ("warning", 77, 5, "ocr")
     assert 'request: "POST /v1/parse HTTP/1.1", host: "x:8100", referrer: "http://page/"' in found["event"]
     assert "secret" not in json.dumps(found) and "private" not in json.dumps(found)
-    broken = record("nginx", "2026/11/25 23:00:01 [crit] 77#77: *5 connect() to unix:/run/fleet/gpu1/ocr--1-a.sock failed (2: No such file)")
+    broken = record(
+        "nginx",
+        "2026/11/25 23:00:01 [crit] 77#77: *5 connect() to unix:/run/fleet/gpu1/ocr--1-a.sock failed (2: No such file)",
+    )
     assert (broken["level"], broken["device"], broken["service"]) == ("critical", "gpu1", "ocr")
     assert record("nginx", "2026/11/25 23:00:01 [notice] 77#77: signal process started")["level"] == "info"
 
@@ -132,7 +171,10 @@ def test_the_level_of_a_line_without_one_is_guessed(text: str, level: str) -> No
 
 
 def test_a_date_of_uwsgi_is_taken_as_the_time(zone: None) -> None:
-    found = record("uwsgi-emperor@gpu0", "Wed Nov 25 22:12:12 2026 - [emperor] vassal ocr--0.1.0-abc.ini is ready to accept requests")
+    found = record(
+        "uwsgi-emperor@gpu0",
+        "Wed Nov 25 22:12:12 2026 - [emperor] vassal ocr--0.1.0-abc.ini is ready to accept requests",
+    )
     assert (found["time"], found["service"]) == ("2026-11-25T20:12:12.000000Z", "ocr")
     assert found["event"].startswith("[emperor] vassal ocr")
 
@@ -142,13 +184,22 @@ def test_what_the_journal_knows_of_the_level_counts() -> None:
 
 
 def test_a_line_of_supervisor(zone: None) -> None:
-    found = record("supervisord", "2026-11-25 22:11:11,123 WARN exited: uwsgi-emperor@cpu0 (terminated by SIGKILL; not expected)")
+    found = record(
+        "supervisord", "2026-11-25 22:11:11,123 WARN exited: uwsgi-emperor@cpu0 (terminated by SIGKILL; not expected)"
+    )
     assert (found["time"], found["level"]) == ("2026-11-25T20:11:11.123000Z", "warning")
     assert found["event"].startswith("exited: uwsgi-emperor@cpu0")
 
 
 def test_a_line_of_the_audit_log() -> None:
-    line = {"time": "2026-11-25T21:31:15+00:00", "event": "drained", "run": "r", "by": "admin@c", "verb": "drain", "host": "host2"}
+    line = {
+        "time": "2026-11-25T21:31:15+00:00",
+        "event": "drained",
+        "run": "r",
+        "by": "admin@c",
+        "verb": "drain",
+        "host": "host2",
+    }
     found = record("audit", line)
     assert (found["level"], found["event"], found["member"]) == ("info", "drained", "host2")
     assert record("audit", {**line, "event": "failed"})["level"] == "error"
@@ -161,8 +212,14 @@ def test_a_line_that_is_too_long_is_cut() -> None:
 
 
 def test_a_member_of_a_line_cannot_take_the_place_of_what_is_known() -> None:
-    found = record("uwsgi-emperor@gpu0", {"time": "no time", "source": "audit", "level": ["x"], "event": {"a": 1}, "request_id": 7})
-    assert (found["source"], found["level"], found["time"]) == ("uwsgi-emperor@gpu0", "info", "2026-11-25T22:00:00.000000Z")
+    found = record(
+        "uwsgi-emperor@gpu0", {"time": "no time", "source": "audit", "level": ["x"], "event": {"a": 1}, "request_id": 7}
+    )
+    assert (found["source"], found["level"], found["time"]) == (
+        "uwsgi-emperor@gpu0",
+        "info",
+        "2026-11-25T22:00:00.000000Z",
+    )
 
 
 def test_an_error_of_nginx_is_of_the_request_that_was_on_its_connection_then() -> None:

@@ -18,7 +18,7 @@ host_logs = ansible_modules.load("modules", "host_logs")
 Json = dict[str, Any]
 
 #: 2026-11-25T22:00:00Z
-NOON = 1_795_644_000
+START = 1_795_644_000
 #: What the module asks of journalctl, over a file with entries: oldest first unless --reverse.
 JOURNALCTL = """#!{python}
 import json, sys
@@ -42,7 +42,7 @@ for one in reversed(entries) if "--reverse" in options else entries:
 
 def stamp(second: float) -> str:
     """A time, in seconds from 22 o'clock on."""
-    at = NOON + second
+    at = START + second
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(at)) + f".{round(at % 1 * 1000):03d}Z"
 
 
@@ -52,7 +52,15 @@ def app(second: float, request: str = "", **members: Any) -> str:
 
 
 def access(second: float, request: str, **members: Any) -> str:
-    line = {"time": stamp(second), "request_id": request, "uri": "/v1/parse", "status": 200, "seconds": 0.5, "pid": 7, "connection": 3}
+    line = {
+        "time": stamp(second),
+        "request_id": request,
+        "uri": "/v1/parse",
+        "status": 200,
+        "seconds": 0.5,
+        "pid": 7,
+        "connection": 3,
+    }
     return json.dumps(line | members)
 
 
@@ -69,7 +77,7 @@ class Machine:
         program = folder / "journalctl"
         program.write_text(JOURNALCTL.format(python=sys.executable, entries=str(self.entries)))
         program.chmod(0o755)
-        self.options = {
+        self.options: Json = {
             "log_dir": str(self.log_dir),
             "nginx_dir": str(self.nginx_dir),
             "supervisor_log": str(folder / "supervisord.log"),
@@ -84,7 +92,11 @@ class Machine:
 
     def journal(self, second: float, message: Any, unit: str = "uwsgi-emperor@gpu0.service", **fields: Any) -> None:
         self.count += 1
-        entry = {"__CURSOR": str(self.count), "__REALTIME_TIMESTAMP": str(int((NOON + second) * 1_000_000)), "MESSAGE": message}
+        entry = {
+            "__CURSOR": str(self.count),
+            "__REALTIME_TIMESTAMP": str(int((START + second) * 1_000_000)),
+            "MESSAGE": message,
+        }
         with self.entries.open("a") as stream:
             stream.write(json.dumps(entry | {"_SYSTEMD_UNIT": unit, "PRIORITY": "6"} | fields) + "\n")
 
@@ -120,8 +132,12 @@ def test_lines_of_all_sources_come_in_the_order_of_their_times(machine: Machine)
     (machine.log_dir / "audit.log").write_text(json.dumps({"time": stamp(2), "event": "drained", "by": "x"}) + "\n")
     found = machine.records()
     assert [(one["time"][17:23], one["source"]) for one in found] == [
-        ("00.900", "uwsgi-emperor@gpu0"), ("01.000", "nginx"), ("02.000", "audit"), ("02.500", "uwsgi-emperor@gpu0"), ("03.000", "nginx"),
-    ]  # fmt: skip
+        ("00.900", "uwsgi-emperor@gpu0"),
+        ("01.000", "nginx"),
+        ("02.000", "audit"),
+        ("02.500", "uwsgi-emperor@gpu0"),
+        ("03.000", "nginx"),
+    ]
     assert not machine.ask()["cut"]
 
 
@@ -173,7 +189,7 @@ def test_since_and_until(machine: Machine) -> None:
     machine.nginx(*(access(second, f"n{second}") for second in range(10)))
     for second in range(10):
         machine.journal(second, app(second, f"j{second}"))
-    bounds = {"since": (NOON + 4) * 1_000_000, "until": (NOON + 5) * 1_000_000}
+    bounds = {"since": (START + 4) * 1_000_000, "until": (START + 5) * 1_000_000}
     assert machine.requests(**bounds) == ["j4", "n4", "j5", "n5"]
 
 
@@ -199,31 +215,51 @@ def test_level_service_and_device(machine: Machine) -> None:
 
 
 def test_the_way_of_one_request(machine: Machine) -> None:
-    second = time.localtime(NOON + 2)
+    second = time.localtime(START + 2)
     error = time.strftime("%Y/%m/%d %H:%M:%S", second) + " [error] 7#7: *3 upstream timed out"
     machine.nginx(access(2.5, "mine", status=504), access(9, "other", connection=4))
     machine.nginx(error, error.replace("*3", "*4"), log="error.log")
     machine.journal(1, app(1, "other"))
     machine.journal(2.4, app(2.4, "mine"))
-    machine.journal(2.2, json.dumps({"time": stamp(2.2), "level": "error", "event": "batch_failed", "request_ids": ["x", "mine"]}))
+    machine.journal(
+        2.2, json.dumps({"time": stamp(2.2), "level": "error", "event": "batch_failed", "request_ids": ["x", "mine"]})
+    )
     found = machine.records(request_id="mine", level="debug")
     assert [(one["source"], one["event"]) for one in found] == [
-        ("nginx", "upstream timed out"), ("uwsgi-emperor@gpu0", "batch_failed"), ("uwsgi-emperor@gpu0", "request"), ("nginx", "request"),
-    ]  # fmt: skip
+        ("nginx", "upstream timed out"),
+        ("uwsgi-emperor@gpu0", "batch_failed"),
+        ("uwsgi-emperor@gpu0", "request"),
+        ("nginx", "request"),
+    ]
     assert found[0]["request_id"] == "mine"
-    assert [one["event"] for one in machine.records(request_id="mine", level="error")] == ["upstream timed out", "batch_failed"]
+    assert [one["event"] for one in machine.records(request_id="mine", level="error")] == [
+        "upstream timed out",
+        "batch_failed",
+    ]
     # Without an id the error is told to be of a request as well.
-    assert [one.get("request_id") for one in machine.records() if one["source"] == "nginx"] == ["mine", None, "mine", "other"]
+    assert [one.get("request_id") for one in machine.records() if one["source"] == "nginx"] == [
+        "mine",
+        None,
+        "mine",
+        "other",
+    ]
     assert machine.records(request_id="min", level="debug") == []
 
 
 def test_entries_of_the_journal(machine: Machine) -> None:
     machine.journal(1, list("no text \xff".encode("latin-1")))
-    machine.journal(2, "Main process exited, code=killed", unit="init.scope", UNIT="uwsgi-emperor@gpu0.service", PRIORITY="4")
+    machine.journal(
+        2, "Main process exited, code=killed", unit="init.scope", UNIT="uwsgi-emperor@gpu0.service", PRIORITY="4"
+    )
     machine.journal(3, "worker line", _CMDLINE="ocr@gpu0 uWSGI worker 1")
     machine.journal(4, "nginx: [emerg] bind() failed", unit="nginx.service", PRIORITY="3")
     found = machine.records()
-    assert [one["event"] for one in found] == ["no text �", "Main process exited, code=killed", "worker line", "nginx: [emerg] bind() failed"]
+    assert [one["event"] for one in found] == [
+        "no text �",
+        "Main process exited, code=killed",
+        "worker line",
+        "nginx: [emerg] bind() failed",
+    ]
     assert [one["source"] for one in found] == ["uwsgi-emperor@gpu0"] * 3 + ["nginx"]
     assert [one["level"] for one in found] == ["info", "warning", "info", "error"]
     assert [one.get("service") for one in found] == [None, None, "ocr", None]
@@ -238,7 +274,9 @@ def test_without_systemd_the_files_of_supervisor_are_read(container: Machine) ->
     found = container.records()
     assert {one["source"] for one in found} == {"uwsgi-emperor@cpu0", "supervisord"}
     events = [one["event"] for one in found if one["source"] != "supervisord"]
-    assert events == ["request", "*** Starting uWSGI ***", "request", "last words"], "a line without a time stays in its place"
+    assert events == ["request", "*** Starting uWSGI ***", "request", "last words"], (
+        "a line without a time stays in its place"
+    )
     assert all(one["device"] == "cpu0" for one in found if one["source"] != "supervisord" and one["event"] != "request")
 
 
@@ -274,7 +312,9 @@ def test_a_follower_gets_the_last_lines_and_then_what_comes(machine: Machine) ->
 def test_a_follower_waits_for_a_line(machine: Machine) -> None:
     machine.journal(0, app(0, "former"))
     cursor = machine.ask(follow=True)["cursor"]
-    process = ansible_modules.begin("host_logs", machine.options | {"follow": True, "cursor": cursor, "wait_seconds": 60})
+    process = ansible_modules.begin(
+        "host_logs", machine.options | {"follow": True, "cursor": cursor, "wait_seconds": 60}
+    )
     time.sleep(1)
     began = time.monotonic()
     machine.nginx(access(1, "a"))
@@ -293,7 +333,7 @@ def test_a_follower_that_gets_nothing_is_answered_in_time(machine: Machine) -> N
 
 def test_a_follower_gets_the_lines_of_its_request_only(machine: Machine) -> None:
     cursor = machine.ask(follow=True, request_id="mine")["cursor"]
-    second = time.strftime("%Y/%m/%d %H:%M:%S", time.localtime(NOON + 2))
+    second = time.strftime("%Y/%m/%d %H:%M:%S", time.localtime(START + 2))
     machine.nginx(access(2.5, "mine"), access(3, "other", connection=4))
     machine.nginx(f"{second} [error] 7#7: *3 late", f"{second} [error] 7#7: *4 late", log="error.log")
     answer = machine.ask(follow=True, request_id="mine", cursor=cursor)

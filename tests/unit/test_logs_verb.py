@@ -22,7 +22,9 @@ Json = dict[str, Any]
 
 
 def line(second: float, source: str = "nginx", **members: Any) -> str:
-    return json.dumps({"time": f"2026-11-25T22:00:{second:09.6f}Z", "source": source, "level": "info", "event": "request", **members})
+    return json.dumps(
+        {"time": f"2026-11-25T22:00:{second:09.6f}Z", "source": source, "level": "info", "event": "request", **members}
+    )
 
 
 def answered(*lines: str, **members: Any) -> Json:
@@ -38,7 +40,10 @@ def report(hostvars: Json, form: str = "text", edges: tuple[str, ...] = (), **qu
 
 
 def test_lines_of_all_machines_are_in_one_order() -> None:
-    found = report({"edge1": answered(line(3), line(4)), "host1": answered(line(1), line(3.5)), "host2": answered(line(2))}, edges=("edge1",))
+    found = report(
+        {"edge1": answered(line(3), line(4)), "host1": answered(line(1), line(3.5)), "host2": answered(line(2))},
+        edges=("edge1",),
+    )
     assert [text.split()[1] for text in found["lines"]] == ["host1", "host2", "edge1", "host1", "edge1"]
     assert (found["exit"], found["notes"]) == (0, [])
 
@@ -49,7 +54,17 @@ def test_at_the_same_time_a_host_comes_before_the_edge_that_asked_it() -> None:
 
 
 def test_a_line_for_people() -> None:
-    vassal = line(1, "uwsgi-emperor@gpu0", device="gpu0", service="ocr", request_id="abc", logger="x", status=200, path="/a b", timing_ms={"total": 1.5})
+    vassal = line(
+        1,
+        "uwsgi-emperor@gpu0",
+        device="gpu0",
+        service="ocr",
+        request_id="abc",
+        logger="x",
+        status=200,
+        path="/a b",
+        timing_ms={"total": 1.5},
+    )
     nginx = line(2, device="gpu0", service="ocr", request_id="abc", status=200, upstream="")
     found = report({"h": answered(vassal, nginx, line(3, "fleet-prober", event="h is ill", level="warning"))})
     assert found["lines"] == [
@@ -60,7 +75,9 @@ def test_a_line_for_people() -> None:
 
 
 def test_a_traceback_stands_below_its_line() -> None:
-    one = line(1, "uwsgi-emperor@cpu0", event="request_failed", traceback="Traceback:\n  File x\nValueError: \x1b[31mred\n")
+    one = line(
+        1, "uwsgi-emperor@cpu0", event="request_failed", traceback="Traceback:\n  File x\nValueError: \x1b[31mred\n"
+    )
     found = report({"h": answered(one)})["lines"]
     assert found[0].endswith("request_failed")
     assert found[1:] == ["    Traceback:", "      File x", "    ValueError: \\x1b[31mred"]
@@ -77,19 +94,30 @@ def test_lines_for_programs() -> None:
     found = report({"h": answered(line(1, request_id="é", release=None))}, "json")
     assert found["data"] is None, "they are lines here too"
     assert [json.loads(text) for text in found["lines"]] == [
-        {"time": "2026-11-25T22:00:01.000000Z", "host": "h", "source": "nginx", "level": "info", "event": "request", "request_id": "é", "release": None}
+        {
+            "time": "2026-11-25T22:00:01.000000Z",
+            "host": "h",
+            "source": "nginx",
+            "level": "info",
+            "event": "request",
+            "request_id": "é",
+            "release": None,
+        }
     ]
 
 
 def test_what_is_not_all_of_it_is_said() -> None:
     hosts = {
-        "a": answered(line(1), cut=True, clock="its clock is 4.0 s behind this machine's: its lines stand in the wrong places"),
+        "a": answered(
+            line(1), cut=True, clock="its clock is 4.0 s behind this machine's: its lines stand in the wrong places"
+        ),
         "b": {"__reached": {"reached": False, "msg": "b cannot be reached.\n  look: ssh"}},
         "c": {"__reached": {"reached": True}, "__logs": {"failed": True, "msg": "access.log cannot be read"}},
     }
     found = report(hosts)
     assert found["notes"] == [
-        "a: these are the newest 1 lines, there are more: narrow it by --since, --until, --level or --service, or raise --lines",
+        "a: these are the newest 1 lines, there are more: narrow it by --since, --until, --level or --service, "
+        "or raise --lines",
         "a: its clock is 4.0 s behind this machine's: its lines stand in the wrong places",
         "b: could not be asked: b cannot be reached. look: ssh",
         "c: could not be asked: access.log cannot be read",
@@ -117,6 +145,8 @@ def test_routes_tell_services_also_of_an_inventory_that_is_not_right() -> None:
 
 
 class Clock:
+    """One that a test moves."""
+
     now = 0.0
 
     def __call__(self) -> float:
@@ -175,12 +205,17 @@ class Follower:
         down = {"ansible_host": "127.0.0.1", "ansible_port": 1, "folder": "x"}
         (folder / "hosts.yml").write_text(yaml.safe_dump({"all": {"hosts": {**hosts, "down": down}}}))
         (folder / "toy.yml").write_text(yaml.safe_dump(PLAYBOOK))
-        command: list[str | Path] = [sys.executable, tree.ROOT / "tools" / "follow.py", Path(sys.executable).parent / "ansible-playbook"]
+        command: list[str | Path] = [
+            sys.executable,
+            tree.ROOT / "tools" / "follow.py",
+            Path(sys.executable).parent / "ansible-playbook",
+        ]
         self.out = folder / "out"
         with self.out.open("w") as out, (folder / "err").open("w") as err:
             self.process = subprocess.Popen(
                 [*command, "-i", folder / "hosts.yml", folder / "toy.yml"],
-                env=os.environ | {"ANSIBLE_CONFIG": str(tree.ROOT / "ansible.cfg"), "ANSIBLE_STDOUT_CALLBACK": "fleet_report"},
+                env=os.environ
+                | {"ANSIBLE_CONFIG": str(tree.ROOT / "ansible.cfg"), "ANSIBLE_STDOUT_CALLBACK": "fleet_report"},
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,
@@ -202,7 +237,10 @@ class Follower:
     def wait(self, *wanted: str) -> None:
         end = time.monotonic() + 60
         while not set(wanted) <= set(self.told()):
-            assert self.process.poll() is None and time.monotonic() < end, (self.told(), (self.folder / "err").read_text())
+            assert self.process.poll() is None and time.monotonic() < end, (
+                self.told(),
+                (self.folder / "err").read_text(),
+            )
             time.sleep(0.1)
 
     def stop(self) -> int:
@@ -247,13 +285,18 @@ def test_a_host_that_comes_back_is_told_about(monkeypatch: pytest.MonkeyPatch, t
         {"lines": [], "cursor": {"n": 2}, "cut": False, "clock": ""},
         {"lines": ["2"], "cursor": {"n": 3}, "cut": True, "clock": "its clock is slow"},
         {"lines": ["3"], "cursor": {"n": 4}, "cut": False, "clock": "its clock is slow"},
-        KeyboardInterrupt(),
+        {"lines": [], "cursor": {"n": 5}, "cut": False, "clock": ""},
     ]
     asked: list[Json] = []
+    sent: list[Json] = []
 
     def ask(one: Any, options: Json, variables: Json) -> Json:
         asked.append(options)
         answer = answers.pop(0)
+        if not answers:
+            # Whoever follows has read it all, and stops.
+            with listening.accept()[0] as reader, reader.makefile() as stream:
+                sent.extend(json.loads(stream.readline()) for _ in range(7))
         if isinstance(answer, BaseException):
             raise answer
         return dict(answer)
@@ -264,11 +307,9 @@ def test_a_host_that_comes_back_is_told_about(monkeypatch: pytest.MonkeyPatch, t
         listening.bind(str(tmp_path / "s"))
         listening.listen()
         monkeypatch.setenv("FLEET_FOLLOW_SOCKET", str(tmp_path / "s"))
-        with pytest.raises(KeyboardInterrupt):
-            action.ActionModule._follow(object.__new__(action.ActionModule), {"lines": 10, "follow": True}, {"inventory_hostname": "h"})
-        accepted, _ = listening.accept()
-        with accepted, accepted.makefile() as stream:
-            sent = [json.loads(text) for text in stream]
+        action.ActionModule._follow(
+            object.__new__(action.ActionModule), {"lines": 10, "follow": True}, {"inventory_hostname": "h"}
+        )
     assert sent == [
         {"host": "h", "lines": ["1"]},
         {"host": "h", "note": "does not answer, and is asked again: MODULE FAILURE"},

@@ -1,5 +1,6 @@
 """nginx's logs as a real nginx writes them and Debian's logrotate puts them away, from the roles' own templates."""
 
+import functools
 import gzip
 import http.client
 import json
@@ -19,7 +20,12 @@ from log_sources import Files
 from processes import wait_for
 from stack import GROUP, USER, Fleet
 
-SERVICE: dict[str, Any] = {"name": "echo", "route": "/v1/echo", "model": "inference.models.echo:EchoModel", "timeout_seconds": 20}
+SERVICE: dict[str, Any] = {
+    "name": "echo",
+    "route": "/v1/echo",
+    "model": "inference.models.echo:EchoModel",
+    "timeout_seconds": 20,
+}
 
 
 class Host:
@@ -48,7 +54,11 @@ class Host:
         """Run logrotate with the role's file, for the folder of this test; gives what it says."""
         settings = self.fleet.folder / "logrotate.conf"
         text = self.fleet.roles.render("logs", "etc/fleet/logrotate.conf.j2", **variables)
-        places = [("/var/log/nginx/", f"{self.folder}/"), ("www-data adm", f"{USER} {GROUP}"), ("/run/nginx.pid", f"{self.fleet.folder}/nginx.pid")]
+        places = [
+            ("/var/log/nginx/", f"{self.folder}/"),
+            ("www-data adm", f"{USER} {GROUP}"),
+            ("/run/nginx.pid", f"{self.fleet.folder}/nginx.pid"),
+        ]
         settings.write_text(self.fleet.local(text, *places))
         settings.chmod(0o644)
         command: list[str | Path] = [environments.logrotate(), "--state", self.state, *options, settings]
@@ -62,7 +72,7 @@ class Host:
         path = self.folder / name
         if not path.exists():
             return False
-        text = gzip.open(path, "rt").read() if name.endswith(".gz") else path.read_text()
+        text = gzip.decompress(path.read_bytes()).decode() if name.endswith(".gz") else path.read_text()
         return f'"request_id":"{request}"' in text
 
     def names(self) -> list[str]:
@@ -71,7 +81,9 @@ class Host:
     def logs(self, **options: Any) -> list[dict[str, Any]]:
         nowhere = str(self.fleet.folder / "none")
         places = {"nginx_dir": str(self.folder), "log_dir": nowhere, "supervisor_log": nowhere, "systemd_dir": nowhere}
-        answer = ansible_modules.run("host_logs", {**places, "level": "debug", "routes": {"/v1/echo": "echo"}, **options})
+        answer = ansible_modules.run(
+            "host_logs", {**places, "level": "debug", "routes": {"/v1/echo": "echo"}, **options}
+        )
         return [json.loads(line) for line in answer["lines"]]
 
 
@@ -124,7 +136,7 @@ def test_logs_are_put_away_packed_and_removed_and_nginx_goes_on(host: Host) -> N
     told: list[str] = []
     for number in range(4):
         assert host.ask(f"n{number}") == 503
-        wait_for(lambda number=number: host.has("access.log", f"n{number}"), "the line in the new file")
+        wait_for(functools.partial(host.has, "access.log", f"n{number}"), "the line in the new file")
         if number % 2:
             # A follower that looks now and then misses nothing.
             records, mark = watch.since(mark)
@@ -132,7 +144,9 @@ def test_logs_are_put_away_packed_and_removed_and_nginx_goes_on(host: Host) -> N
         host.rotate("--force", logs_keep_files=3)
     assert told == ["n0", "n1", "n2", "n3"]
     assert host.names() == ["access.log", "access.log.1", "access.log.2.gz", "access.log.3.gz"], "the oldest is gone"
-    assert [host.has(name, f"n{number}") for name, number in zip(host.names()[1:], (3, 2, 1), strict=True)] == [True] * 3
+    assert [host.has(name, f"n{number}") for name, number in zip(host.names()[1:], (3, 2, 1), strict=True)] == [
+        True
+    ] * 3
     assert (host.folder / "access.log").stat().st_mode & 0o777 == 0o640
     assert [one["request_id"] for one in host.logs() if one["event"] == "request"] == ["n1", "n2", "n3"]
 
