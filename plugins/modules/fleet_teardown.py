@@ -35,7 +35,7 @@ FOLDERS = (
     "/var/cache/fleet", "/var/log/fleet", "/usr/local/lib/fleet",
 )  # fmt: skip
 #: In the second line of a unit that a role of ours has placed.
-ROLE = re.compile(r"\bRole (?:edge|exporter|monitoring|watch):")
+ROLE = re.compile(r"\bRole (?:edge|exporter|logs|monitoring|watch):")
 #: The records by which the rest is done; they go last.
 STATE = "/var/lib/fleet"
 #: Home of the user that the role emperor makes; another user of that name was there before.

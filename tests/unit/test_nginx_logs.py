@@ -163,6 +163,18 @@ def test_a_log_that_is_large_is_put_away_before_its_day_is_over(host: Host) -> N
     wait_for(lambda: host.has("access.log", "b"), "nginx has taken the new file")
 
 
+def test_a_full_disk_stops_no_request(new_fleet: Callable[[], Fleet]) -> None:
+    """nginx can write neither its lines nor that it cannot."""
+    host = Host(new_fleet())
+    for name in ("access.log", "error.log"):
+        (host.folder / name).symlink_to("/dev/full")
+    with host.fleet.nginx([host.port]):
+        assert [host.ask(f"n{number}", "/.fleet/alive" if number % 2 else "/nothing") for number in range(20)] == [
+            404,
+            200,
+        ] * 10
+
+
 def test_rotation_goes_without_nginx_too(new_fleet: Callable[[], Fleet]) -> None:
     host = Host(new_fleet())
     (host.folder / "access.log").write_text("x\n")
