@@ -298,3 +298,22 @@ def jmeter() -> Path:
         Unavailable: it is missing, and this is no root or no Debian.
     """
     return installed("jmeter", "default-jre-headless", "jmeter", "jmeter-http")
+
+
+def logrotate() -> Path:
+    """A logrotate, found as nginx is: a script where the library that it needs was unpacked too.
+
+    Raises:
+        Unavailable: it could not be fetched.
+    """
+    if found := shutil.which("logrotate", path=f"{os.environ['PATH']}{os.pathsep}/usr/sbin"):
+        return Path(found)
+    folder = CACHE / "logrotate"
+    wrapper = folder / "run"
+    if not wrapper.exists():
+        if not unpack(folder, "logrotate", "libpopt0"):
+            raise Unavailable("Debian's logrotate could not be fetched; mend it with: sudo apt-get update")
+        library = f"$(echo {folder}/usr/lib/*-linux-gnu)"
+        wrapper.write_text(f'#!/bin/sh\nLD_LIBRARY_PATH={library} exec {folder}/usr/sbin/logrotate "$@"\n')
+        wrapper.chmod(0o755)
+    return wrapper

@@ -114,6 +114,7 @@ def app(options: Options) -> Count:
 def unit(options: Options) -> Count:
     environments.nginx()
     environments.browser()
+    environments.logrotate()
     long = ["--all"] if options.all else []
     return pytest("unit", Path(sys.executable), [*long, *options.pytest, "tests/unit"])
 

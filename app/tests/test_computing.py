@@ -118,6 +118,19 @@ def test_when_the_sample_fails_too_the_model_is_at_fault_and_no_input(
     assert [facts["failures"] for facts in log_lines.facts("sample_failed")] == [1, 2]
 
 
+def test_a_batch_is_told_with_the_ids_of_its_requests_when_that_is_asked_for(
+    computer: Computer, log_lines: LogLines, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "inference"):
+        outcomes(computer, "ok")
+    assert log_lines.facts("batch_computed") == []
+    with caplog.at_level(logging.DEBUG, "inference"):
+        outcomes(computer, "ok", "ok")
+    (told,) = log_lines.facts("batch_computed")
+    assert told["request_ids"] == ["request-0", "request-1"]
+    assert told["cost"] == 2
+
+
 def test_a_wrong_number_of_outputs_is_a_failure(computer: Computer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ScriptedModel, "predict", lambda self, inputs: ["answer -1"])
     found = outcomes(computer, "ok", "ok")

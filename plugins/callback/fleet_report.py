@@ -7,7 +7,8 @@ The playbook hands it over, once and as late as it likes, with a statistic:
         data:
           fleet_report:
             lines: ["ok    host1 gpu0 answers", ...]    # for people
-            data: {...}                                 # for programs: ./fleet verify --json
+            data: {...}                                 # for programs: ./fleet verify --json; null: the lines are for both
+            notes: ["host3: could not be asked"]        # may be left out; on standard error
             failures: ["host2: port 8100 is closed"]
             exit: 0                                     # 0 all well, 1 a check failed, 2 could not check
 """
@@ -28,8 +29,8 @@ DOCUMENTATION = """
     type: stdout
     short_description: prints the report of a playbook instead of its tasks
     description:
-      - Prints C(fleet_report), given by M(ansible.builtin.set_stats), on standard output, failures on standard error.
-      - E(FLEET_FORMAT) set to C(json) prints the data of the report instead of its lines.
+      - Prints C(fleet_report), given by M(ansible.builtin.set_stats), on standard output, its notes on standard error.
+      - E(FLEET_FORMAT) set to C(json) prints the data of the report instead of its lines, if it has any.
       - The report's exit code is written to the file named by E(FLEET_EXIT_FILE), from where C(./fleet) takes it.
 """
 
@@ -91,11 +92,13 @@ class CallbackModule(CallbackBase):
                 "data": {"failures": self.errors, "exit": COULD_NOT_CHECK},
                 "exit": COULD_NOT_CHECK,
             }
-        if os.environ.get("FLEET_FORMAT") == "json":
+        if os.environ.get("FLEET_FORMAT") == "json" and self.report["data"] is not None:
             print(json.dumps(self.report["data"], indent=2))
         else:
             for line in self.report["lines"]:
                 print(line)
         sys.stdout.flush()
+        for note in self.report.get("notes", []):
+            print(note, file=sys.stderr)
         if exit_file := os.environ.get("FLEET_EXIT_FILE"):
             Path(exit_file).write_text(str(int(self.report["exit"])))

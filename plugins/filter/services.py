@@ -419,6 +419,17 @@ def edge_services(hostvars: Mapping[str, Mapping[str, Any]], hosts: Iterable[str
     return merged
 
 
+def services_routes(hostvars: Mapping[str, Mapping[str, Any]], hosts: Iterable[str]) -> dict[str, str]:
+    """The service of each route of some hosts; an inventory that is not right yet is no reason to fail here."""
+    given = [hostvars[host]["services"] if "services" in hostvars[host] else services_default() for host in hosts]
+    return {
+        str(service["route"]): str(service["name"])
+        for services in given
+        for service in services
+        if "route" in service and "name" in service
+    }
+
+
 class FilterModule:
     """Filters of the roles services, site, release, verify and edge."""
 
@@ -434,4 +445,5 @@ class FilterModule:
             "services_sample": services_sample,
             "uwsgi_value": uwsgi_value,
             "edge_services": edge_services,
+            "services_routes": services_routes,
         }

@@ -35,7 +35,7 @@ FOLDERS = (
     "/run/private/fleet-edge", "/var/cache/fleet", "/var/log/fleet", "/usr/local/lib/fleet",
 )  # fmt: skip
 #: In the second line of a unit that a role of ours has placed.
-ROLE = re.compile(r"\bRole (?:edge|exporter|monitoring|watch):")
+ROLE = re.compile(r"\bRole (?:edge|exporter|logs|monitoring|watch):")
 #: The records by which the rest is done; they go last.
 STATE = "/var/lib/fleet"
 #: Home of the user that the role emperor makes; another user of that name was there before.
@@ -130,13 +130,14 @@ class Teardown:
             ]
         instances = {path.name for path in UNITS.glob("*.wants/uwsgi-emperor@*.service")}
         instances |= {path.name.removesuffix(".d") for path in UNITS.glob("uwsgi-emperor@*.service.d")}
-        # The path first: it would start the service of its name.
         return [*(path.name for path in self.own_units()), *sorted(instances)]
 
     def own_units(self) -> list[Path]:
         """Units that our roles placed; other software has units of such names too."""
         folder, pattern = (UNITS, "fleet-*.*") if self.systemd else (PROGRAMS, "fleet-*.conf")
-        return sorted(path for path in folder.glob(pattern) if path.is_file() and ROLE.search(path.read_text()))
+        found = [path for path in folder.glob(pattern) if path.is_file() and ROLE.search(path.read_text())]
+        # A path or a timer first: it would start the service of its name.
+        return sorted(found, key=lambda path: (path.stem, path.suffix == ".service"))
 
     def stop_units(self) -> None:
         """Stop emperors and the programs of an edge; running requests are finished."""

@@ -149,6 +149,7 @@ HELPERS = {
     ("emperor", "run-vassal"): {},
     ("emperor", "run-emperor"): {"fleet_release": {"uwsgi_home": "/opt/fleet/uwsgi/2.0.30-py3.11"}},
     ("nginx", "run-nginx"): {},
+    ("logs", "run-logrotate"): {},
 }
 
 

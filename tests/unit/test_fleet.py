@@ -6,7 +6,9 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tree
@@ -21,16 +23,17 @@ CLEAN = {name: value for name, value in os.environ.items() if not name.startswit
 
 
 class Project:
-    """A folder with ./fleet, three verbs and a ready .venv."""
+    """A folder with ./fleet, four verbs and a ready .venv."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         (folder / "playbooks").mkdir()
-        for verb in ("deploy", "verify", "status"):
+        for verb in ("deploy", "verify", "status", "logs"):
             (folder / "playbooks" / f"{verb}.yml").write_text(f"---\n# verb: Does {verb}\n[]\n")
         (folder / "tools").mkdir()
         (folder / "tools" / "bootstrap.py").write_text("")
-        shutil.copy(tree.ROOT / "tools" / "hosts.py", folder / "tools")
+        for tool in ("hosts.py", "logs.py"):
+            shutil.copy(tree.ROOT / "tools" / tool, folder / "tools")
         (folder / "plugins" / "filter").mkdir(parents=True)
         shutil.copy(tree.ROOT / "plugins" / "filter" / "limit.py", folder / "plugins" / "filter")
         shutil.copy(tree.ROOT / "ansible.cfg", folder)
@@ -59,10 +62,11 @@ def test_without_verb_it_lists_the_verbs_and_what_they_do(project: Project) -> N
     done = project.run()
     assert done.returncode == 0
     summaries = dict(re.findall(r"^(test|bench|docs)_summary='(.*)'$", project.fleet.read_text(), re.MULTILINE))
-    assert [line.split(maxsplit=1) for line in done.stdout.splitlines() if line.startswith("  ")][:5] == [
+    assert [line.split(maxsplit=1) for line in done.stdout.splitlines() if line.startswith("  ")][:6] == [
         ["bench", summaries["bench"]],
         ["deploy", "Does deploy"],
         ["docs", summaries["docs"]],
+        ["logs", "Does logs"],
         ["status", "Does status"],
         ["test", summaries["test"]],
     ]
@@ -268,3 +272,127 @@ def test_hosts_in_the_wrong_place_are_refused(project: Project, options: list[st
     assert (done.returncode, done.stdout) == (2, "")
     assert f"hosts stand right behind the verb, and not behind '{options[1]}'" in done.stderr
     assert "./fleet deploy gpu-host-1 ..." in done.stderr
+
+
+# ---- logs
+
+
+def query(lines: list[str]) -> dict[str, Any]:
+    found = json.loads(lines[lines.index("-e") + 1])
+    assert list(found) == ["fleet_logs_query"]
+    result: dict[str, Any] = found["fleet_logs_query"]
+    return result
+
+
+def test_options_of_logs_become_one_variable(project: Project, fleet_of_three: Path) -> None:
+    words: list[str | Path] = [
+        "gpu-host-1",
+        "-i",
+        fleet_of_three,
+        "--request-id",
+        "a/b=c",
+        "--level",
+        "warning",
+        "--service=ocr",
+        "--lines",
+        "5",
+        "-v",
+    ]
+    found = called(project, "logs", *words)
+    assert found[:5] == ["--limit", "gpu-host-1", "-i", str(fleet_of_three), "-v"]
+    wanted = query(found)
+    assert {name: wanted[name] for name in ("request_id", "level", "service", "lines", "follow", "until")} == {
+        "request_id": "a/b=c", "level": "warning", "service": "ocr", "lines": 5, "follow": False, "until": 0,
+    }  # fmt: skip
+    assert "request-id a/b=c, service ocr, level warning" in wanted["asked"]
+
+
+def test_a_device_of_logs(project: Project, fleet_of_three: Path) -> None:
+    assert "fleet_device=gpu0" in called(project, "logs", "gpu-host-1/gpu0", "-i", fleet_of_three)
+
+
+@pytest.mark.parametrize(
+    ("options", "seconds", "lines", "level"),
+    [
+        ([], 3600, 2000, "info"),
+        (["--request-id", "a"], 86400, 2000, "debug"),
+        (["--since", "30s"], 30, 2000, "info"),
+        (["--since", "10m"], 600, 2000, "info"),
+        (["--since=2h"], 7200, 2000, "info"),
+        (["--since", "3d"], 259200, 2000, "info"),
+        (["--since", "1w"], 604800, 2000, "info"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_where_logs_begin(project: Project, options: list[str], seconds: int, lines: int, level: str) -> None:
+    wanted = query(called(project, "logs", "-i", "x", *options))
+    assert time.time() - wanted["since"] / 1e6 == pytest.approx(seconds, abs=30)
+    assert (wanted["lines"], wanted["level"]) == (lines, level)
+
+
+def test_logs_take_times_of_rfc_3339(project: Project) -> None:
+    wanted = query(
+        called(project, "logs", "-i", "x", "--since", "2026-11-25T22:00:00.5+02:00", "--until", "2026-11-25t21:00:00z")
+    )
+    assert (wanted["since"], wanted["until"]) == (1795636800500000, 1795640400000000)
+    assert wanted["asked"] == "since 2026-11-25T20:00:00Z, until 2026-11-25T21:00:00Z"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            ["--since", "yesterday"],
+            "--since takes how long ago, such as 30s, 10m, 2h or 3d, or a time with its zone, such as",
+        ),
+        (["--since", "2026-11-25T22:00:00"], "not '2026-11-25T22:00:00'"),
+        (["--since", "2026-13-25T22:00:00Z"], "--since 2026-13-25T22:00:00Z: month must be in 1..12"),
+        (["--since", ""], "not ''"),
+        (["--until", "10 minutes"], "--until takes how long ago"),
+        (["--since", "10m", "--until", "1h"], "--until 1h is not after --since 10m"),
+        (["--since", "2999-01-01T00:00:00Z"], "is in the future; it is"),
+        (["--follow", "--until", "1m"], "--follow goes on until Ctrl-C; leave --until out"),
+        (["--request-id", "a b"], "no request has such an id"),
+        (["--request-id", ""], "no request has such an id"),
+        (["--request-id"], "argument --request-id: expected one argument. See ./fleet logs --help"),
+        (["--level", "loud"], "argument --level: invalid choice: 'loud'"),
+        (["--service", "OCR"], "--service 'OCR': it takes the name of a service"),
+        (["--lines", "0"], "--lines takes a number from 1 to 100000; not '0'"),
+        (["--lines", "many"], "not 'many'"),
+        (["--follow", "gpu-host-1"], "hosts stand right behind the verb, and not behind '--follow'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_options_of_logs_that_make_no_sense_are_refused(project: Project, options: list[str], said: str) -> None:
+    done = project.run("logs", "-i", "x", *options)
+    assert (done.returncode, done.stdout) == (2, ""), "no host was asked"
+    assert done.stderr.startswith("fleet: ") and said in done.stderr
+
+
+def test_logs_as_json_are_asked_for_as_other_reports_are(project: Project) -> None:
+    (project.folder / ".venv" / "bin" / "ansible-playbook").write_text(
+        '#!/bin/sh\nprintf 0 >"$FLEET_EXIT_FILE"\nprintf "%s\\n" "$FLEET_FORMAT" "$@"\n'
+    )
+    done = project.run("logs", "-i", "x", "--json")
+    assert done.stdout.splitlines()[0] == "json"
+    assert "fleet_format=json" in done.stdout.splitlines()
+
+
+def test_logs_has_a_help_of_its_own(project: Project) -> None:
+    done = project.run("logs", "--help")
+    assert done.returncode == 0
+    for option in ("--request-id", "--since", "--until", "--follow", "--level", "--service", "--lines", "--json"):
+        assert option in done.stdout
+
+
+def test_who_follows_logs_is_given_what_comes(project: Project) -> None:
+    (project.folder / "tools" / "follow.py").write_text("import sys\nprint(*sys.argv[1:], sep='\\n')\n")
+    found = project.run("logs", "-i", "x", "--follow").stdout.splitlines()
+    assert found[:2] == [
+        str(project.folder / ".venv" / "bin" / "ansible-playbook"),
+        str(project.folder / "playbooks" / "logs.yml"),
+    ]
+    wanted = query(found)
+    assert (wanted["follow"], wanted["lines"]) == (True, 10)
+    wanted = query(project.run("logs", "-i", "x", "--follow", "--since", "5m").stdout.splitlines())
+    assert wanted["lines"] == 2000, "somebody who names a time wants all since then"

@@ -124,13 +124,17 @@ def test_units_of_ours_go_and_others_stay(machine: Machine) -> None:
     machine.write("units/fleet-prober.service", "# Role edge: x")
     machine.write("units/fleet-edge-apply.path", "# Role edge: x")
     machine.write("units/fleet-watch.service", "# Role watch: x")
+    machine.write("units/fleet-logrotate.service", "# Role logs: x")
+    machine.write("units/fleet-logrotate.timer", "# Role logs: x")
     machine.write("units/fleet-agent.service", "[Unit]\nDescription=osquery")
     machine.write("units/nginx.service.d/fleet.conf")
     for name in ("uwsgi-emperor@cpu0.service", "fleet-prober.service", "fleet-agent.service"):
         (machine.root / "units" / "multi-user.target.wants" / name).symlink_to("../x")
     done = machine.tear_down()
-    assert done.manager.told[:4] == [
+    assert done.manager.told[:6] == [
         "remove fleet-edge-apply.path",
+        "remove fleet-logrotate.timer",
+        "remove fleet-logrotate.service",
         "remove fleet-prober.service",
         "remove fleet-watch.service",
         "remove uwsgi-emperor@cpu0.service",
@@ -208,8 +212,15 @@ def test_programs_of_supervisor(machine: Machine) -> None:
     machine.write("programs/fleet-watch.conf", "; Role watch: x")
     machine.write("programs/fleet-agent.conf", "[program:fleet-agent]")
     machine.write("programs/own.conf", "[program:own]")
+    machine.write("programs/fleet-logrotate.conf", "; Role logs: x")
     done = machine.tear_down(systemd=False)
-    assert done.manager.told == ["remove fleet-watch", "remove uwsgi-emperor@cpu0", "remove nginx", "reread"]
+    assert done.manager.told == [
+        "remove fleet-logrotate",
+        "remove fleet-watch",
+        "remove uwsgi-emperor@cpu0",
+        "remove nginx",
+        "reread",
+    ]
     assert machine.files() == ["programs/fleet-agent.conf", "programs/own.conf"]
 
 

@@ -89,7 +89,7 @@ REFUSED: dict[str, tuple[Json, list[str], str]] = {
     "a device of a whole host's verb": (
         FLEET,
         ["reboot", "--limit", "gpu-host-1", "-e", "fleet_device=gpu0"],
-        "./fleet reboot takes whole hosts, not one device (gpu0); drain and undrain take HOST/DEVICE.",
+        "./fleet reboot takes whole hosts, not one device (gpu0); drain, undrain and logs take HOST/DEVICE.",
     ),
     "reboot of all": (FLEET, ["reboot"], "The inventory has gpu-host-1, gpu-host-2. For all of them: -e all=true"),
     "teardown of all": (
