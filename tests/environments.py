@@ -121,42 +121,66 @@ def make(folder: Path, python: Path, project: Path, parts: list[str]) -> None:
         run(*pip, "--index-url", build["index"])
 
 
-# ---- nginx ---------------------------------------------------------------------------------------------------------
+# ---- programs of Debian --------------------------------------------------------------------------------------------
+
+
+def fetch(packages: list[str], folder: Path) -> None:
+    """Unpack Debian's packages into a folder, without installing them: that would start services on this machine.
+
+    Raises:
+        Unavailable: this is neither Debian nor Ubuntu, or a package could not be fetched.
+    """
+    if not shutil.which("apt-get"):
+        raise Unavailable(f"{packages[0]} is needed; mend it with: install {packages[0]} with this system's packages")
+    if os.geteuid() == 0 and not list(Path("/var/lib/apt/lists").glob("*_Packages*")):
+        print("fetching the package lists (apt-get update)", flush=True)
+        run("apt-get", "update", "--quiet=2")
+    folder.mkdir(parents=True, exist_ok=True)
+    print(f"fetching Debian's {', '.join(packages)} into {folder.relative_to(tree.ROOT)} (not installed)", flush=True)
+    for package in packages:
+        # As whoever runs the tests: apt's own user may not write here.
+        command = ["apt-get", "--quiet=2", "--option=APT::Sandbox::User=root", "download", package]
+        if subprocess.run(command, cwd=folder).returncode:
+            raise Unavailable(f"Debian's {package} could not be fetched; mend it with: sudo apt-get update")
+        (archive,) = folder.glob("*.deb")
+        run("dpkg-deb", "--extract", archive, folder)
+        archive.unlink()
 
 
 def nginx() -> Path:
     """An nginx to check configurations with: the machine's own, else Debian's, unpacked into .cache and not installed.
 
-    Installing the package would start a web server on the machine of whoever runs the tests.
-
     Raises:
-        Unavailable: this is neither Debian nor Ubuntu.
+        Unavailable: there is none, and it could not be fetched.
     """
     unpacked = CACHE / "nginx" / "usr" / "sbin" / "nginx"
     for program in (shutil.which("nginx"), "/usr/sbin/nginx", unpacked):
         if program and os.access(program, os.X_OK):
             return Path(program)
-    if not shutil.which("apt-get"):
-        raise Unavailable(
-            "nginx is needed to check the templates; mend it with: install nginx with this system's packages"
-        )
-    if os.geteuid() == 0 and not list(Path("/var/lib/apt/lists").glob("*_Packages*")):
-        print("fetching the package lists (apt-get update)", flush=True)
-        run("apt-get", "update", "--quiet=2")
-    folder = CACHE / "nginx"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    print("fetching Debian's nginx into .cache/nginx (not installed)", flush=True)
+    shutil.rmtree(CACHE / "nginx", ignore_errors=True)
     # `nginx` holds the program from Debian 12 and Ubuntu 24.04 on, `nginx-core` before.
     for package in ("nginx", "nginx-core"):
-        # As whoever runs the tests: apt's own user may not write here.
-        command = ["apt-get", "--quiet=2", "--option=APT::Sandbox::User=root", "download", package]
-        done = subprocess.run(command, cwd=folder)
-        if done.returncode:
-            raise Unavailable(f"Debian's {package} could not be fetched; mend it with: sudo apt-get update")
-        (archive,) = folder.glob("*.deb")
-        run("dpkg-deb", "--extract", archive, folder)
-        archive.unlink()
+        fetch([package], CACHE / "nginx")
         if unpacked.exists():
             return unpacked
     raise Unavailable("neither nginx nor nginx-core holds /usr/sbin/nginx")
+
+
+MONITORING = ("prometheus", "promtool", "prometheus-alertmanager", "amtool")
+
+
+def monitoring() -> Path:
+    """A folder with Prometheus, Alertmanager and their tools, of Debian, unpacked into .cache and not installed.
+
+    Raises:
+        Unavailable: they could not be fetched.
+    """
+    folder = CACHE / "monitoring"
+    programs = folder / "usr" / "bin"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with (folder.parent / "monitoring.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not all(os.access(programs / name, os.X_OK) for name in MONITORING):
+            shutil.rmtree(folder, ignore_errors=True)
+            fetch(["prometheus", "prometheus-alertmanager"], folder)
+    return programs

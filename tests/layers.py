@@ -113,6 +113,7 @@ def app(options: Options) -> Count:
 
 def unit(options: Options) -> Count:
     environments.nginx()
+    environments.monitoring()
     return pytest("unit", Path(sys.executable), [*options.pytest, "tests/unit"])
 
 
