@@ -31,6 +31,8 @@ PICTURE = ROOT / "docs" / "images" / "dashboard.svg"
 END = 1_790_000_000
 HOURS = 6
 STEP = 60
+#: Seconds between two points of a line: as many as a panel has room for.
+POINTS = 180
 #: What Grafana would fill in.
 FILLED_IN = {"$__rate_interval": "5m", "$service": ".*", "$instance": ".*", "$datasource": "prometheus"}
 
@@ -211,7 +213,9 @@ def prometheus(text: str) -> Iterator[str]:
         url = f"http://127.0.0.1:{free_port()}"
         command: list[str | Path] = [
             programs / "prometheus", f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data",
-            "--storage.tsdb.retention.time=100y", f"--web.listen-address={url.removeprefix('http://')}", "--log.level=warn",
+            "--storage.tsdb.retention.time=100y",
+            # What was not measured this minute is gone; a scrape would have left a mark of that.
+            f"--query.lookback-delta={STEP + 5}s", f"--web.listen-address={url.removeprefix('http://')}", "--log.level=warn",
         ]  # fmt: skip
         with (folder / "log").open("w") as log:
             process = subprocess.Popen(command, stdout=log, stderr=log)
@@ -262,7 +266,7 @@ BACKGROUND, CARD, BORDER, TEXT, FAINT, GRID = "#f4f5f7", "#ffffff", "#dfe3e8", "
 def written(value: float, unit: str) -> str:
     """A value with its unit, short."""
     if unit == "percentunit":
-        return f"{value * 100:.3g} %" if value < 0.995 or value > 1 else "100 %"
+        return f"{round(value * 100, 2):.3g} %"
     if unit == "celsius":
         return f"{value:.0f} °C"
     if unit == "s":
@@ -321,7 +325,7 @@ class Panel:
                 query=filled(target["expr"]),
                 start=END - HOURS * 3600 + 600,
                 end=END,
-                step=STEP,
+                step=POINTS,
             )
             for one in result:
                 values = [(float(at), float(value)) for at, value in one["values"] if value not in {"NaN", "+Inf"}]
@@ -401,7 +405,7 @@ class Panel:
             if not bound:
                 under = [f"{self.x_of(at):.1f},{y_of(value):.1f}" for at, value in reversed(low)] if stacked else [
                     f"{self.x_of(high[-1][0]):.1f},{lower:.1f}", f"{self.x_of(high[0][0]):.1f},{lower:.1f}"]  # fmt: skip
-                opacity = 0.35 if stacked else 0.06
+                opacity = 0.35 if stacked else 0.06 if len(layers) < 4 else 0
                 out.append(
                     f'<polygon points="{" ".join([*points, *under])}" fill="{colour}" fill-opacity="{opacity}"/>'
                 )
@@ -435,7 +439,7 @@ class Panel:
             y = upper + row * height
             out.append(text(left - 8, y + height / 2 + 3, name, 10, FAINT, "end"))
             start = values[0]
-            for one, after in zip(values, [*values[1:], (END, math.nan)], strict=True):
+            for after in [*values[1:], (float(END), math.nan)]:
                 if after[1] != start[1]:
                     x1, x2 = (left + (at - begin) / (END - begin) * (right - left) for at in (start[0], after[0]))
                     colour = STATUS["green" if start[1] == 1 else "red"]
@@ -443,7 +447,6 @@ class Panel:
                         f'<rect x="{x1:.1f}" y="{y + 2:.1f}" width="{x2 - x1:.1f}" height="{height - 4:.1f}" fill="{colour}" fill-opacity="0.78"/>'
                     )
                     start = after
-                del one
         for hour in range(1, HOURS):
             x = left + (hour * 3600 - 600) / (HOURS * 3600 - 600) * (right - left)
             out.append(text(x, lower + 14, f"−{HOURS - hour} h", 9, FAINT, "middle"))
