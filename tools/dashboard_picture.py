@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Draws docs/images/dashboard.svg: the dashboard's own queries, answered by a real Prometheus that has made-up measurements.
+"""Draws docs/images/dashboard.svg: the dashboard's own queries, answered by a Prometheus with made-up measurements.
 
 .venv/bin/python tools/dashboard_picture.py
 """
@@ -49,9 +49,11 @@ class Series:
         self.samples: dict[str, list[tuple[int, float]]] = {}
 
     def gauge(self, name: str, at: int, value: float) -> None:
+        """Note a value."""
         self.samples.setdefault(name, []).append((at, value))
 
     def count(self, name: str, at: int, more: float) -> None:
+        """Note a counter that has grown."""
         self.counters[name] = self.counters.get(name, 0.0) + max(more, 0)
         self.gauge(name, at, round(self.counters[name], 3))
 
@@ -66,7 +68,7 @@ BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 
 def measurements() -> str:
-    """Six hours: load that rises and falls, a rollout, a drained card, and a quarter of an hour with too many requests."""
+    """Six hours: load that rises and falls, a rollout, a drained card, and half an hour with too many requests."""
     out = Series()
     begin = END - HOURS * 3600
     for at in range(begin, END + 1, STEP):
@@ -201,7 +203,7 @@ def prometheus(text: str) -> Iterator[str]:
         folder = Path(name)
         (folder / "measurements").write_text(text)
         (folder / "prometheus.yml").write_text("{}\n")
-        load = [
+        load: list[str | Path] = [
             programs / "promtool",
             "tsdb",
             "create-blocks-from",
@@ -215,7 +217,9 @@ def prometheus(text: str) -> Iterator[str]:
             programs / "prometheus", f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data",
             "--storage.tsdb.retention.time=100y",
             # What was not measured this minute is gone; a scrape would have left a mark of that.
-            f"--query.lookback-delta={STEP + 5}s", f"--web.listen-address={url.removeprefix('http://')}", "--log.level=warn",
+            f"--query.lookback-delta={STEP + 5}s",
+            f"--web.listen-address={url.removeprefix('http://')}",
+            "--log.level=warn",
         ]  # fmt: skip
         with (folder / "log").open("w") as log:
             process = subprocess.Popen(command, stdout=log, stderr=log)
@@ -281,7 +285,13 @@ def written(value: float, unit: str) -> str:
 def text(
     x: float, y: float, what: str, size: int = 11, colour: str = TEXT, anchor: str = "start", weight: str = "400"
 ) -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size}" fill="{colour}" text-anchor="{anchor}" font-weight="{weight}">{html.escape(what)}</text>'
+    style = f'font-size="{size}" fill="{colour}" text-anchor="{anchor}" font-weight="{weight}"'
+    return f'<text x="{x:.1f}" y="{y:.1f}" {style}>{html.escape(what)}</text>'
+
+
+def box(x: float, y: float, width: float, height: float, style: str) -> str:
+    """A rectangle."""
+    return f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" {style}/>'
 
 
 def nice_top(value: float) -> float:
@@ -304,19 +314,22 @@ class Panel:
         self.unit = self.defaults.get("unit", "short")
 
     def draw(self) -> str:
+        """The panel as SVG."""
         kind = self.panel["type"]
         if kind == "row":
             return text(self.x + 2, self.y + 15, self.panel["title"], 13, TEXT, weight="600")
-        card = f'<rect x="{self.x}" y="{self.y}" width="{self.w}" height="{self.h}" rx="4" fill="{CARD}" stroke="{BORDER}"/>'
+        card = box(self.x, self.y, self.w, self.h, f'rx="4" fill="{CARD}" stroke="{BORDER}"')
         body = {"timeseries": self.lines, "stat": self.number, "state-timeline": self.states, "table": self.table}[
             kind
         ]()
         return card + text(self.x + 10, self.y + 18, self.panel["title"], 12, TEXT, weight="600") + body
 
     def instant(self) -> list[dict[str, Any]]:
+        """Result of its first query, now."""
         return ask(self.url, "query", query=filled(self.panel["targets"][0]["expr"]), time=END)
 
     def series(self) -> list[tuple[str, list[tuple[float, float]]]]:
+        """Name and points of each of its lines."""
         found = []
         for target in self.panel["targets"]:
             result = ask(
@@ -334,11 +347,13 @@ class Panel:
         return found
 
     def colour_of(self, value: float) -> str:
+        """Colour of a value by the thresholds."""
         steps = self.defaults["thresholds"]["steps"]
         name = [step["color"] for step in steps if step["value"] is None or value >= step["value"]][-1]
         return STATUS[name] if len(steps) > 1 else TEXT
 
     def number(self) -> str:
+        """One large number."""
         found = self.instant()
         value = float(found[0]["value"][1]) if found else 0.0
         return text(
@@ -356,6 +371,7 @@ class Panel:
         return self.x + 52, self.x + self.w - 12, self.y + 32, self.y + self.h - 42
 
     def hours(self) -> str:
+        """Words of the axis of time."""
         left, right, _, bottom = self.frame()
         out = []
         for hour in range(1, HOURS):
@@ -364,11 +380,13 @@ class Panel:
         return "".join(out)
 
     def x_of(self, at: float) -> float:
+        """Place of a time."""
         left, right, _, _ = self.frame()
         begin = END - HOURS * 3600 + 600
         return left + (at - begin) / (END - begin) * (right - left)
 
     def lines(self) -> str:
+        """Lines, or areas on each other."""
         left, right, upper, lower = self.frame()
         found = self.series()
         out = []
@@ -403,8 +421,8 @@ class Panel:
             colour = STATUS["red"] if bound else COLOURS[index % len(COLOURS)]
             points = [f"{self.x_of(at):.1f},{y_of(value):.1f}" for at, value in high]
             if not bound:
-                under = [f"{self.x_of(at):.1f},{y_of(value):.1f}" for at, value in reversed(low)] if stacked else [
-                    f"{self.x_of(high[-1][0]):.1f},{lower:.1f}", f"{self.x_of(high[0][0]):.1f},{lower:.1f}"]  # fmt: skip
+                ends = ((high[-1][0], bottom), (high[0][0], bottom))
+                under = [f"{self.x_of(at):.1f},{y_of(value):.1f}" for at, value in (reversed(low) if stacked else ends)]
                 opacity = 0.35 if stacked else 0.06 if len(layers) < 4 else 0
                 out.append(
                     f'<polygon points="{" ".join([*points, *under])}" fill="{colour}" fill-opacity="{opacity}"/>'
@@ -430,6 +448,7 @@ class Panel:
         return "".join(out)
 
     def states(self) -> str:
+        """A bar for each series, coloured by its value."""
         found = sorted(self.series())
         left, right, upper, lower = self.x + 108, self.x + self.w - 12, self.y + 32, self.y + self.h - 24
         begin = END - HOURS * 3600 + 600
@@ -443,9 +462,8 @@ class Panel:
                 if after[1] != start[1]:
                     x1, x2 = (left + (at - begin) / (END - begin) * (right - left) for at in (start[0], after[0]))
                     colour = STATUS["green" if start[1] == 1 else "red"]
-                    out.append(
-                        f'<rect x="{x1:.1f}" y="{y + 2:.1f}" width="{x2 - x1:.1f}" height="{height - 4:.1f}" fill="{colour}" fill-opacity="0.78"/>'
-                    )
+                    style = f'fill="{colour}" fill-opacity="0.78"'
+                    out.append(box(x1, y + 2, x2 - x1, height - 4, style))
                     start = after
         for hour in range(1, HOURS):
             x = left + (hour * 3600 - 600) / (HOURS * 3600 - 600) * (right - left)
@@ -453,6 +471,7 @@ class Panel:
         return "".join(out)
 
     def table(self) -> str:
+        """One row for each host."""
         columns = (("host", 0.03), ("release", 0.27), ("by", 0.68), ("ago", 0.84))
         out = [text(self.x + self.w * at, self.y + 42, name, 10, FAINT, weight="600") for name, at in columns]
         for row, one in enumerate(sorted(self.instant(), key=lambda one: one["metric"]["instance"])):
@@ -476,9 +495,10 @@ def picture(url: str) -> str:
     width = 24 * UNIT_WIDTH + GAP
     height = max(panel["gridPos"]["y"] + panel["gridPos"]["h"] for panel in panels) * UNIT_HEIGHT + GAP
     drawn = "\n".join(Panel(panel, url, 0).draw() for panel in panels)
+    view = f'viewBox="0 0 {width} {height}" font-family="Helvetica, Arial, sans-serif"'
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="Inter, Helvetica, Arial, sans-serif">\n'
-        "<title>The dashboard: requests, devices and machines of a fleet over six hours, with made-up measurements</title>\n"
+        f'<svg xmlns="http://www.w3.org/2000/svg" {view}>\n'
+        "<title>The dashboard: requests, devices and machines of a fleet, with made-up measurements</title>\n"
         f'<rect width="{width}" height="{height}" fill="{BACKGROUND}"/>\n{drawn}\n</svg>\n'
     )
 

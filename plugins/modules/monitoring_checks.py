@@ -17,6 +17,7 @@ options:
   timeout_seconds: {description: Longest time until all targets have answered., type: int, default: 40}
 """
 
+import functools
 import json
 import time
 import urllib.parse
@@ -135,7 +136,7 @@ class Checks:
     def run(self) -> list[dict]:
         """Run all checks."""
         for name in self.options["units"]:
-            self.check(name, lambda name=name: self.unit(name), f"journalctl -u {name} -n 50")
+            self.check(name, functools.partial(self.unit, name), f"journalctl -u {name} -n 50")
         self.check("configuration", self.configuration, "journalctl -u prometheus -n 50; then ./fleet deploy")
         self.check("targets", self.targets, "./fleet verify; on the monitoring host: curl the URL of the target")
         self.check("rules", self.rules, "./fleet deploy")

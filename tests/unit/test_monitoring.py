@@ -23,9 +23,7 @@ checks = ansible_modules.load("modules", "monitoring_checks")
 ROLE = tree.ROOT / "roles" / "monitoring"
 DASHBOARD = json.loads((ROLE / "files" / "dashboard.json").read_text())
 ALERTS = yaml.safe_load((ROLE / "files" / "rules" / "alerts.yml").read_text())
-CASES: dict[str, Json] = yaml.safe_load(
-    (Path(__file__).parent / "data/monitoring/alerts.yml").read_text()
-)
+CASES: dict[str, Json] = yaml.safe_load((Path(__file__).parent / "data/monitoring/alerts.yml").read_text())
 PAGE = tree.ROOT / "docs" / "monitoring.md"
 #: What the fleet's exporter tells, and the labels of each.
 VASSAL = {"service", "device", "release"}
@@ -61,9 +59,16 @@ METRICS: dict[str, set[str]] = {
 }
 #: What others tell.
 OTHERS = {
-    "up", "ALERTS", "node_cpu_seconds_total", "node_filesystem_avail_bytes", "node_filesystem_size_bytes", "node_systemd_unit_state",
-    "prometheus_config_last_reload_successful", "alertmanager_config_last_reload_successful", "alertmanager_notifications_failed_total",
-}  # fmt: skip
+    "up",
+    "ALERTS",
+    "node_cpu_seconds_total",
+    "node_filesystem_avail_bytes",
+    "node_filesystem_size_bytes",
+    "node_systemd_unit_state",
+    "prometheus_config_last_reload_successful",
+    "alertmanager_config_last_reload_successful",
+    "alertmanager_notifications_failed_total",
+}
 #: Labels that Prometheus or the role's configuration adds.
 ADDED = {"instance", "job", "role"}
 
@@ -83,14 +88,24 @@ SECRETS = {
     "monitoring_receivers": [
         {"name": "nobody"},
         {"name": "team", "webhook_configs": [{"url": "https://hooks.example.com/T0k3n/abc"}]},
-        {"name": "mail", "email_configs": [{"to": "team@example.com", "from": "fleet@example.com", "smarthost": "mail.example.com:587",
-                                            "auth_username": "fleet", "auth_password": "correct horse"}]},
+        {
+            "name": "mail",
+            "email_configs": [
+                {
+                    "to": "team@example.com",
+                    "from": "fleet@example.com",
+                    "smarthost": "mail.example.com:587",
+                    "auth_username": "fleet",
+                    "auth_password": "correct horse",
+                }
+            ],
+        },
     ],
     "monitoring_route": {
         "receiver": "nobody",
         "routes": [{"receiver": "mail", "matchers": ['severity = "critical"']}, {"receiver": "team"}],
     },
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="session")
@@ -198,7 +213,7 @@ def test_by_default_alerts_go_to_nobody_and_nothing_listens_outside(laid: Path) 
 def test_only_monitoring_hosts_may_ask_a_node_exporter(roles: Roles) -> None:
     text = roles.evaluate(
         "monitoring",
-        "{{ lookup('ansible.builtin.template', 'etc/systemd/system/prometheus-node-exporter.service.d/fleet.conf.j2') }}",
+        "{{ lookup('ansible.builtin.template', __monitoring_node_file[1:] ~ '.j2') }}",
         **FLEET,
     )
     assert text.endswith("IPAddressDeny=any\nIPAddressAllow=localhost 192.0.2.31\n")
@@ -310,7 +325,8 @@ def test_every_alert_has_a_case_where_it_fires_and_one_where_it_does_not() -> No
 def test_alert(laid: Path, programs: Path, tmp_path: Path, name: str) -> None:
     files = [str(laid / "rules" / f"{one}.yml") for one in ("bounds", "recording", "alerts")]
     # Bounds are recorded before what goes by them.
-    document = {"rule_files": files, "evaluation_interval": CASES[name].get("interval", "1m"), "tests": cases_of(name, CASES[name])}
+    interval = CASES[name].get("interval", "1m")
+    document = {"rule_files": files, "evaluation_interval": interval, "tests": cases_of(name, CASES[name])}
     (tmp_path / "test.yml").write_text(yaml.safe_dump(document))
     run(programs / "promtool", "test", "rules", "test.yml", cwd=tmp_path)
 
@@ -380,7 +396,7 @@ def labels_in(expression: str) -> Iterator[tuple[str, set[str]]]:
 
 def expressions() -> dict[str, str]:
     """Every expression of the rules and of the dashboard."""
-    found = {}
+    found: dict[str, str] = {}
     for path in sorted((ROLE / "files" / "rules").glob("*.yml")):
         for group in yaml.safe_load(path.read_text())["groups"]:
             found |= {rule.get("alert") or rule["record"]: rule["expr"] for rule in group["rules"]}
@@ -515,10 +531,11 @@ class Host:
 
     def answer(self) -> str:
         when, ok = self.metrics["when"], self.metrics["ok"]
-        return f"prometheus_config_last_reload_success_timestamp_seconds {when}\nprometheus_config_last_reload_successful {ok}\n"
+        prefix = "prometheus_config_last_reload_success"
+        return f"{prefix}_timestamp_seconds {when}\n{prefix}ful {ok}\n"
 
-    def apply(self, config: str, *, really: bool = True, **more: str) -> Any:
-        files = {"prometheus.yml": config, **more}
+    def apply(self, config: str, more: Json | None = None, *, really: bool = True) -> Any:
+        files = {"prometheus.yml": config, **(more or {})}
         options = {
             "folder": str(self.folder),
             "files": [
@@ -572,13 +589,10 @@ def test_a_changed_configuration_is_loaded_without_a_restart(host: Host, monkeyp
     host.apply("global: {}\n")
     # As when the run was cut off between placing and loading: the next one sees that a former one is loaded.
     host.metrics["when"] = "5"
-    monkeypatch.setattr(
-        host.manager,
-        "call",
-        lambda *words: (host.manager.told.append(" ".join(words)), host.metrics.update(when="4e9")),
-    )
+    monkeypatch.setattr(host.manager, "call", lambda *words: host.metrics.update(when="4e9", told=" ".join(words)))
     assert host.apply("global: {}\n").did == ["reloaded prometheus.service"]
-    assert host.manager.told == ["start prometheus.service", "reload prometheus.service"]
+    assert host.metrics["told"] == "reload prometheus.service"
+    assert host.manager.told == ["start prometheus.service"]
 
 
 def test_a_unit_whose_file_changed_is_restarted(host: Host) -> None:
@@ -588,10 +602,10 @@ def test_a_unit_whose_file_changed_is_restarted(host: Host) -> None:
 
 
 def test_a_service_that_refuses_gets_its_former_files_back(host: Host) -> None:
-    host.apply("global: {}\n", **{"own.yml": "groups: []\n"})
+    host.apply("global: {}\n", {"own.yml": "groups: []\n"})
     host.metrics["ok"] = "0"
-    with pytest.raises(module.Refused, match="refused its configuration[\\s\\S]*The former configuration was put back"):
-        host.apply("global: {scrape_interval: 5s}\n", **{"other.yml": "groups: []\n"})
+    with pytest.raises(module.Refused, match=r"refused its configuration[\s\S]*The former configuration was put back"):
+        host.apply("global: {scrape_interval: 5s}\n", {"other.yml": "groups: []\n"})
     assert host.placed == {"prometheus.yml": "global: {}\n", "own.yml": "groups: []\n"}
     assert host.manager.told[-1] == "reload-or-restart prometheus.service"
 
@@ -604,7 +618,7 @@ def test_a_service_that_does_not_answer_is_waited_for_in_vain(host: Host, monkey
 
 
 def test_files_that_are_not_wanted_any_more_go(host: Host) -> None:
-    host.apply("global: {}\n", **{"own.yml": "groups: []\n"})
+    host.apply("global: {}\n", {"own.yml": "groups: []\n"})
     host.apply("global: {}\n")
     assert list(host.placed) == ["prometheus.yml"]
 
