@@ -32,7 +32,7 @@ def with_port(address: str, port: int) -> str:
 
 
 def monitoring_targets(
-    hostvars: Mapping[str, Mapping[str, Any]], groups: Mapping[str, Iterable[str]]
+    hostvars: Mapping[str, Mapping[str, Any]], groups: Mapping[str, Iterable[str]], here: str
 ) -> dict[str, list[dict[str, Any]]]:
     """What Prometheus asks, by job, each with ``target``, ``instance`` and ``role``.
 
@@ -41,13 +41,14 @@ def monitoring_targets(
     Args:
         hostvars: variables of all hosts.
         groups: the hosts of each group, as in the variable ``groups``.
+        here: the monitoring host, which asks itself by the loopback: it has no right to ask from its address.
     """
     found: dict[str, list[dict[str, Any]]] = {"fleet": [], "node": []}
     seen: set[str] = set()
     for role in ("inference", "edge", "monitoring"):
         for host in groups.get(role) or []:
             variables = hostvars[host]
-            address = address_of(variables, host)
+            address = "127.0.0.1" if host == here else address_of(variables, host)
             entry = {"instance": host, "role": role}
             if role == "inference":
                 port = int(variables.get("exporter_port") or 9180)

@@ -185,7 +185,7 @@ def test_prometheus_asks_every_machine_of_the_inventory(laid: Path) -> None:
         "node": [
             ("gpu-host-1", "inference", ["192.0.2.11:9100"]),
             ("edge-1", "edge", ["192.0.2.21:9100"]),
-            ("watch-1", "monitoring", ["192.0.2.31:9200"]),
+            ("watch-1", "monitoring", ["127.0.0.1:9200"]),
         ],
         "prometheus": [("watch-1", "monitoring", ["127.0.0.1:9090"])],
         "alertmanager": [("watch-1", "monitoring", ["127.0.0.1:9093"])],
@@ -193,10 +193,12 @@ def test_prometheus_asks_every_machine_of_the_inventory(laid: Path) -> None:
 
 
 def test_a_machine_in_two_groups_has_one_node_exporter() -> None:
-    found = monitoring.monitoring_targets(
-        {"a": {"ansible_connection": "local"}}, {"inference": ["a"], "monitoring": ["a"]}
-    )
-    assert [(one["target"], one["role"]) for one in found["node"]] == [("127.0.0.1:9100", "inference")]
+    variables = {"a": {"ansible_host": "192.0.2.11"}, "b": {"ansible_host": "192.0.2.12"}}
+    found = monitoring.monitoring_targets(variables, {"inference": ["a"], "monitoring": ["a", "b"]}, "a")
+    assert [(one["target"], one["role"]) for one in found["node"]] == [
+        ("127.0.0.1:9100", "inference"),
+        ("192.0.2.12:9100", "monitoring"),
+    ]
     assert [one["target"] for one in found["fleet"]] == ["127.0.0.1:9180"]
 
 

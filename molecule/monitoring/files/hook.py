@@ -9,7 +9,7 @@ from pathlib import Path
 class Hook(http.server.BaseHTTPRequestHandler):
     """One notification."""
 
-    def do_POST(self) -> None:  # noqa: N802 - the name that the library asks for
+    def do_POST(self) -> None:
         """Note the alerts."""
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         with Path(sys.argv[1]).open("a") as out:
