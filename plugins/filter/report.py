@@ -77,10 +77,10 @@ def verify_report(hostvars: Mapping[str, Any], hosts: Iterable[str], keep_mixed:
         if release := (hostvars[host].get("fleet_release") or {}).get("id"):
             releases[host] = release
         # A machine that also monitors has checks of both kinds.
-        answers = [hostvars[host].get(name) or {} for name in ("__verify", "__verify_monitoring")]
-        found = [answer["checks"] for answer in answers if "checks" in answer]
-        checks = [check for one in found for check in one]
-        if not found:
+        kinds = [hostvars[host].get(name) for name in ("__verify", "__verify_monitoring")]
+        answers = [answer for answer in kinds if answer]
+        checks = [check for answer in answers for check in answer.get("checks", [])]
+        if not answers or not all("checks" in answer for answer in answers):
             unchecked.append(host)
             failures.append(f"{host}: could not be checked")
             lines.append(f"FAILED  {host}  could not be checked; the reason stands above")
