@@ -1,5 +1,6 @@
 """The role exporter: its site under nginx, who may ask, and what of an inventory it refuses."""
 
+import functools
 import http.client
 import json
 import re
@@ -117,6 +118,9 @@ class Site:
         finally:
             connection.close()
 
+    def answers(self, address: str, status: int) -> bool:
+        return self.get("/metrics", address)[0] == status
+
 
 def test_nginx_serves_it(roles: Roles, tmp_path: Path) -> None:
     """Metrics come from the exporter's socket; without it nginx says so, and its own numbers it has by itself."""
@@ -139,6 +143,4 @@ def test_others_can_be_let_in_and_shut_out_without_a_restart(roles: Roles, tmp_p
         for allowed, answer in ((["192.0.2.1"], 502), ([], 0)):
             here.write(exporter_allow=allowed)
             subprocess.run(here.fleet.nginx_command("-s", "reload"), check=True, capture_output=True)
-            processes.wait_for(
-                lambda answer=answer: here.get("/metrics", "127.0.0.2")[0] == answer, f"an answer {answer}"
-            )
+            processes.wait_for(functools.partial(here.answers, "127.0.0.2", answer), f"an answer {answer}")
