@@ -171,8 +171,6 @@ def unpack(folder: Path, *packages: str) -> bool:
 def nginx() -> Path:
     """An nginx to check configurations with: the machine's own, else Debian's, unpacked into .cache and not installed.
 
-    Installing the package would start a web server on the machine of whoever runs the tests.
-
     Raises:
         Unavailable: it could not be fetched.
     """
@@ -317,3 +315,25 @@ def logrotate() -> Path:
         wrapper.write_text(f'#!/bin/sh\nLD_LIBRARY_PATH={library} exec {folder}/usr/sbin/logrotate "$@"\n')
         wrapper.chmod(0o755)
     return wrapper
+
+
+#: Programs that the rules and the configuration of the monitoring host are judged with.
+MONITORING = ("prometheus", "promtool", "prometheus-alertmanager", "amtool")
+
+
+def monitoring() -> Path:
+    """A folder with Prometheus, Alertmanager and their tools, of Debian, unpacked into .cache and not installed.
+
+    Raises:
+        Unavailable: they could not be fetched.
+    """
+    folder = CACHE / "monitoring"
+    programs = folder / "usr" / "bin"
+    CACHE.mkdir(exist_ok=True)
+    with (CACHE / "monitoring.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not all(os.access(programs / name, os.X_OK) for name in MONITORING) and not unpack(
+            folder, "prometheus", "prometheus-alertmanager"
+        ):
+            raise Unavailable("Debian's prometheus could not be fetched; mend it with: sudo apt-get update")
+    return programs

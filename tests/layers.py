@@ -115,6 +115,7 @@ def unit(options: Options) -> Count:
     environments.nginx()
     environments.browser()
     environments.logrotate()
+    environments.monitoring()
     long = ["--all"] if options.all else []
     return pytest("unit", Path(sys.executable), [*long, *options.pytest, "tests/unit"])
 

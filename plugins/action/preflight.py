@@ -34,6 +34,8 @@ OWNED = {
 COMMAND_LINE = {
     "all", "allow_outage", "edge_skip", "release", "rollout_keep_mixed", "teardown_confirm", "why",
 }  # fmt: skip
+#: What ``only`` can ask for: the names of variables, of a part of them or of all that a host has.
+PARTS = {"command line": "on the command line", "names": "in the inventory"}
 #: How alike a name must be to one of ours to be taken for a slip.
 LIKENESS = 0.86
 
@@ -229,10 +231,11 @@ class ActionModule(ActionBase):
         """Check and report."""
         result: dict[str, Any] = super().run(tmp, task_vars)
         given = self._task.args
-        if given.get("only") == "command line":
-            if complaints := misspelt(list(load_extra_vars(self._loader))):
+        if only := given.get("only"):
+            names = list(load_extra_vars(self._loader)) if only == "command line" else map(str, task_vars or {})
+            if complaints := misspelt(list(names)):
                 result.update(
-                    failed=True, msg="Nothing was changed. Mend on the command line:\n- " + "\n- ".join(complaints)
+                    failed=True, msg=f"Nothing was changed. Mend {PARTS[only]}:\n- " + "\n- ".join(complaints)
                 )
             return result
         complaints = misspelt([str(name) for name in task_vars or {}])

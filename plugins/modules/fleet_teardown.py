@@ -45,6 +45,9 @@ PROGRAMS = Path("/etc/supervisor/conf.d")
 NGINX = Path("/etc/nginx")
 PRIVATE = Path("/run/private")
 KEEPALIVED = Path("/etc/keepalived/keepalived.conf")
+#: Debian's units that the role monitoring makes go by its files.
+MEASURING = ("prometheus", "prometheus-alertmanager", "prometheus-node-exporter")
+MEASUREMENTS = Path("/var/lib/prometheus")
 WWW = Path("/var/www")
 LOGS = Path("/var/log")
 #: A recommendation of something that was here before is no need.
@@ -153,6 +156,23 @@ class Teardown:
             if self.really and self.systemd:
                 self.manager.remove("keepalived.service")
             self.remove(KEEPALIVED)
+
+    def clear_monitoring(self) -> None:
+        """Stop what the role monitoring has started; what was here before goes by its own files again."""
+        for name in MEASURING:
+            drop_in = UNITS / f"{name}.service.d" / "fleet.conf"
+            if not drop_in.is_file() or "Role monitoring:" not in drop_in.read_text():
+                continue
+            self.remove(drop_in)
+            self.remove_empty(drop_in.parent)
+            if name in self.packages:
+                self.did.append(f"stopped {name}")
+                if self.really:
+                    self.manager.remove(f"{name}.service")
+            elif self.really:
+                self.manager.reread()
+                self.manager.ask("restart", f"{name}.service")
+                self.did.append(f"restarted {name} with its own configuration")
 
     def remove_units(self) -> None:
         """Remove the files of our units."""
@@ -278,6 +298,12 @@ class Teardown:
             self.remove(LOGS / "nginx")
         if "supervisor" in purged:
             self.remove(LOGS / "supervisor")
+        # Measurements, and the user of all three packages, which none of them removes.
+        if set(MEASURING) & set(purged) and all(self.state(name) in {"", "not-installed"} for name in MEASURING):
+            self.remove(MEASUREMENTS)
+            with contextlib.suppress(KeyError):
+                if pwd.getpwnam("prometheus").pw_dir == str(MEASUREMENTS):
+                    self.command("userdel", "prometheus")
 
     def remove_user(self) -> None:
         """Remove the user that a deploy made."""
@@ -296,6 +322,7 @@ class Teardown:
         """All steps."""
         self.stop_keepalived()
         self.stop_units()
+        self.clear_monitoring()
         self.kill_leftovers()
         self.clear_nginx()
         self.remove_units()

@@ -1,8 +1,10 @@
 """The role exporter: its site under nginx, who may ask, and what of an inventory it refuses."""
 
+import functools
 import http.client
 import json
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +44,7 @@ def directives(text: str, name: str) -> list[str]:
 
 def test_by_default_only_this_host_may_ask(roles: Roles) -> None:
     text = site(roles)
-    assert directives(text, "listen") == ["127.0.0.1:9180"]
+    assert directives(text, "listen") == ["127.0.0.1:9180 reuseport"]
     assert directives(text, "(?:allow|deny)")[:3] == ["127.0.0.1", "::1", "all"]
 
 
@@ -53,7 +55,7 @@ def test_hosts_of_the_group_monitoring_may_ask(roles: Roles) -> None:
     }
     groups = {"inference": ["host1"], "monitoring": ["watcher", "other", "host1"]}
     text = site(roles, hostvars=hostvars, groups=groups, exporter_allow=["192.0.2.0/24"])
-    assert directives(text, "listen") == ["0.0.0.0:9180"]
+    assert directives(text, "listen") == ["0.0.0.0:9180 reuseport"]
     assert directives(text, "(?:allow|deny)")[:6] == ["127.0.0.1", "::1", "192.0.2.0/24", "fd00::9", "10.0.0.9", "all"]
 
 
@@ -84,32 +86,61 @@ def test_its_unit_runs_the_code_of_the_release(roles: Roles, manager: str) -> No
     assert settings["nginx_status"] == "http://127.0.0.1:9180/nginx"
 
 
-def test_nginx_serves_it(roles: Roles, tmp_path: Path) -> None:
-    """Metrics come from the exporter's socket; without it nginx says so, and its own numbers it has by itself."""
-    fleet = Fleet(tmp_path, roles)
-    port, own = processes.free_ports(2)
-    given = {**GIVEN, "exporter_port": own}
-    extra = roles.evaluate("exporter", "{{ __exporter_site }}", **given)
-    service = [{**ECHO[0], "port": port}]
-    fleet.lay(service, [{"service": "echo", "device": "gpu0", "address": "127.0.0.1:9"}])
-    root = tmp_path / "nginx"
-    (root / "sites-enabled" / "fleet-exporter.conf").write_text(
-        fleet.local(extra["upstream"], ("/run/fleet-exporter/http.sock", str(tmp_path / "http.sock"))) + extra["site"]
-    )
-    main = root / "nginx.conf"
-    main.write_text(main.read_text().rstrip().removesuffix("}") + "include sites-enabled/fleet-exporter.conf;\n}\n")
+class Site:
+    """The exporter's site in a running nginx, without an exporter."""
 
-    def get(path: str) -> tuple[int, str]:
-        connection = http.client.HTTPConnection("127.0.0.1", own, timeout=5)
+    def __init__(self, folder: Path, roles: Roles) -> None:
+        self.fleet = Fleet(folder, roles)
+        self.roles = roles
+        port, self.own = processes.free_ports(2)
+        self.ports = [port, self.own]
+        service = [{**ECHO[0], "port": port}]
+        self.fleet.lay(service, [{"service": "echo", "device": "gpu0", "address": "127.0.0.1:9"}])
+        main = folder / "nginx" / "nginx.conf"
+        main.write_text(main.read_text().rstrip().removesuffix("}") + "include sites-enabled/fleet-exporter.conf;\n}\n")
+
+    def write(self, **given: Any) -> None:
+        extra = self.roles.evaluate(
+            "exporter", "{{ __exporter_site }}", **{**GIVEN, "exporter_port": self.own, **given}
+        )
+        socket = str(self.fleet.folder / "http.sock")
+        upstream = self.fleet.local(extra["upstream"], ("/run/fleet-exporter/http.sock", socket))
+        (self.fleet.folder / "nginx/sites-enabled/fleet-exporter.conf").write_text(upstream + extra["site"])
+
+    def get(self, path: str, address: str = "127.0.0.1") -> tuple[int, str]:
+        connection = http.client.HTTPConnection(address, self.own, timeout=5)
         try:
             connection.request("GET", path)
             answer = connection.getresponse()
             return answer.status, answer.read().decode()
+        except ConnectionError:
+            return 0, ""
         finally:
             connection.close()
 
-    with fleet.nginx([port, own]):
-        assert get("/metrics")[0] == 502
-        code, text = get("/nginx")
+    def answers(self, address: str, status: int) -> bool:
+        return self.get("/metrics", address)[0] == status
+
+
+def test_nginx_serves_it(roles: Roles, tmp_path: Path) -> None:
+    """Metrics come from the exporter's socket; without it nginx says so, and its own numbers it has by itself."""
+    here = Site(tmp_path, roles)
+    here.write()
+    with here.fleet.nginx(here.ports):
+        assert here.get("/metrics")[0] == 502
+        code, text = here.get("/nginx")
         assert (code, "Active connections: " in text) == (200, True)
-        assert get("/status.json")[0] == 404
+        assert here.get("/status.json")[0] == 404
+
+
+def test_others_can_be_let_in_and_shut_out_without_a_restart(roles: Roles, tmp_path: Path) -> None:
+    """Of one port nginx can hold the loopback and all addresses one after the other, though not without `reuseport`."""
+    here = Site(tmp_path, roles)
+    here.write()
+    # Another address of the loopback: as good as one of the network.
+    with here.fleet.nginx(here.ports):
+        assert here.get("/metrics", "127.0.0.2")[0] == 0
+        for allowed, answer in ((["192.0.2.1"], 502), ([], 0)):
+            here.write(exporter_allow=allowed)
+            subprocess.run(here.fleet.nginx_command("-s", "reload"), check=True, capture_output=True)
+            processes.wait_for(functools.partial(here.answers, "127.0.0.2", answer), f"an answer {answer}")

@@ -79,7 +79,7 @@ class Machine:
         self.root = folder
         places = {"UNITS": "units", "PROGRAMS": "programs", "NGINX": "etc/nginx", "KEEPALIVED": "keepalived.conf"}
         # Without these the tests would clear folders of the machine that they run on.
-        places |= {"WWW": "www", "LOGS": "log", "PRIVATE": "private"}
+        places |= {"WWW": "www", "LOGS": "log", "PRIVATE": "private", "MEASUREMENTS": "measurements"}
         for name, place in places.items():
             monkeypatch.setattr(teardown, name, folder / place)
         for place in ("units/multi-user.target.wants", "programs", "etc/nginx", "state", "opt/releases"):
@@ -173,6 +173,38 @@ def test_a_keepalived_of_somebody_else_stays(machine: Machine) -> None:
     path.write_text("# Role edge: edge_virtual_address")
     assert "remove keepalived.service" in machine.tear_down().manager.told
     assert not path.exists()
+
+
+def test_a_prometheus_of_ours_stops_and_one_that_was_here_goes_by_its_own_files(machine: Machine) -> None:
+    machine.write("state/packages.json", json.dumps({"installed": ["prometheus", "prometheus-alertmanager"]}))
+    machine.states = {"prometheus": "installed", "prometheus-alertmanager": "installed"}
+    machine.answers = {"apt-get --simulate": "Remv prometheus [2.42]\nRemv prometheus-alertmanager [0.25]\n"}
+    machine.write("measurements/metrics2/wal/1")
+    for name in ("prometheus", "prometheus-alertmanager", "prometheus-node-exporter"):
+        machine.write(f"units/{name}.service.d/fleet.conf", "# Role monitoring: x")
+    machine.write("units/prometheus-node-exporter.service.d/own.conf")
+    done = machine.tear_down()
+    assert done.manager.told[:4] == [
+        "remove prometheus.service",
+        "remove prometheus-alertmanager.service",
+        "reread",
+        "restart prometheus-node-exporter.service",
+    ]
+    # The stand-in for dpkg still knows them, so their measurements stay.
+    assert machine.files() == ["measurements/metrics2/wal/1", "units/prometheus-node-exporter.service.d/own.conf"]
+
+
+def test_measurements_go_with_the_last_of_their_programs(machine: Machine) -> None:
+    machine.write("measurements/metrics2/wal/1")
+    one = teardown.Teardown("no-such-user", really=True)
+    machine.states = {"prometheus-node-exporter": "installed"}
+    one.remove_left_by_packages(["prometheus"])
+    assert machine.files() == ["measurements/metrics2/wal/1"]
+    machine.states = {}
+    one.remove_left_by_packages(["nginx"])
+    assert machine.files() == ["measurements/metrics2/wal/1"]
+    one.remove_left_by_packages(["prometheus"])
+    assert machine.files() == []
 
 
 def test_only_packages_that_nothing_needs_are_purged(machine: Machine) -> None:

@@ -75,6 +75,16 @@ REFUSED: dict[str, tuple[Json, list[str], str]] = {
         ["drain", "--limit", "edge-1"],
         "names none of the hosts that this is for: gpu-host-1, gpu-host-2.",
     ),
+    "drain of a monitoring host": (
+        {**FLEET, "monitoring": {"hosts": {"watch-1": DOWN}}},
+        ["drain", "--limit", "watch-1"],
+        "names none of the hosts that this is for: gpu-host-1, gpu-host-2.",
+    ),
+    "teardown of all and what watches them": (
+        {**FLEET, "monitoring": {"hosts": {"watch-1": DOWN}}},
+        ["teardown"],
+        "The inventory has gpu-host-1, gpu-host-2, edge-1, watch-1. For all of them: -e all=true",
+    ),
     "drain without an edge": (
         NO_EDGE,
         ["drain", "--limit", "gpu-host-1"],

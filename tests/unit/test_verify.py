@@ -370,13 +370,18 @@ def test_the_report_and_its_exit_code() -> None:
         "b": {"__verify": {"checks": [good, bad]}},
         "c": {},
         "d": {"__verify": {"failed": True, "msg": "unreachable"}},
+        "watch": {"__verify_monitoring": {"checks": [bad]}},
+        "both": {"__verify": {"checks": [good]}, "__verify_monitoring": {"checks": [good, good]}},
+        "half": {"__verify": {"failed": True, "msg": "unreachable"}, "__verify_monitoring": {"checks": [good]}},
     }
     assert report.verify_report(hosts, ["a"])["exit"] == 0
     found = report.verify_report(hosts, ["a", "b"])
     assert (found["exit"], found["failures"]) == (1, ["b: echo: no answer"])
     assert "        mend: ./fleet deploy" in found["lines"]
     assert found["lines"][-1] == "3 of 4 checks passed"
-    for missing in ("c", "d"):
+    assert report.verify_report(hosts, ["both"])["lines"][-1] == "3 of 3 checks passed"
+    assert report.verify_report(hosts, ["watch"])["failures"] == ["watch: echo: no answer"]
+    for missing in ("c", "d", "half"):
         found = report.verify_report(hosts, ["a", "b", missing])
         assert (found["exit"], found["data"]["exit"]) == (2, 2)
         assert f"{missing}: could not be checked" in found["failures"]
