@@ -252,6 +252,7 @@ class Tab:
         self.devtools(
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=scale, mobile=phone
         )
+        self.devtools("Emulation.setTouchEmulationEnabled", enabled=phone)
 
     def scheme(self, name: str) -> None:
         """Prefer light or dark; nothing moves, so that pictures do not depend on the moment."""
