@@ -106,7 +106,10 @@ function send(what) {
     request === mine &&
     showProblem({
       title: "No answer",
-      detail: "The connection ended before an answer came. Is the host up, and can this device reach it?",
+      detail:
+        "The connection ended before an answer came. Is the host up, and can this device reach it?" +
+        // Who refuses a large upload may close the connection before the answer can be read.
+        (what.blob.size > 2 ** 20 ? ` Or does something in between not take ${bytes(what.blob.size)}?` : ""),
     });
   mine.open("POST", service.route);
   mine.setRequestHeader("Content-Type", what.type);
