@@ -375,9 +375,9 @@ def test_with_the_keyboard_alone(tab: Tab) -> None:
         keys.send_keys(*pressed).perform()
         return str(tab.run("const one = document.activeElement; return one.id || one.textContent.trim()"))
 
-    order = [press(Keys.TAB) for _ in range(8)]
-    names = ["Skip to the content", "Inference Fleet", "Try it", "Status", "service", "file", "example"]
-    assert order[:7] == names
+    order = [press(Keys.TAB) for _ in range(9)]
+    names = ["Skip to the content", "Inference Fleet", "Try it", "Status", "API", "service", "file", "example"]
+    assert order[:8] == names
     ActionChains(tab.driver).key_down(Keys.SHIFT).send_keys(Keys.TAB).key_up(Keys.SHIFT).perform()
     assert press(Keys.ENTER) == "example"
     tab.wait("#result")
