@@ -215,8 +215,9 @@ def browser() -> Browser:
         wanted = ["apt-get", "--simulate", "--quiet=2", "install", "--no-install-recommends", shell]
         asked = subprocess.run(wanted, stdout=subprocess.PIPE, text=True).stdout.splitlines()
         needed = {line.split()[1] for line in asked if line.startswith("Inst ")} - {shell}
-        faces = ("fonts-inter", "fonts-dejavu-core")
-        if not unpack(folder, shell, "chromium-driver", *faces, *sorted(needed - set(faces))):
+        # Those that must lie in one folder with the shell, also where the machine has them.
+        fixed = ("chromium-driver", "chromium-common", "fonts-inter", "fonts-dejavu-core")
+        if not unpack(folder, shell, *fixed, *sorted(needed - set(fixed))):
             raise Unavailable(
                 "Debian's chromium-headless-shell could not be fetched; mend it with: sudo apt-get update, or install "
                 "Chromium or Chrome together with chromedriver"

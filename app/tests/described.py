@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from jsonschema import Draft202012Validator, FormatChecker
 from referencing import Registry, Resource
@@ -37,6 +36,13 @@ def strict(part: Any) -> Any:
     return found
 
 
+class Headers(Protocol):
+    """What all kinds of headers have in common: names in any case."""
+
+    def get(self, name: str, /) -> str | None:
+        """Give the value of a header."""
+
+
 class Document:
     """An OpenAPI document that answers are held against.
 
@@ -53,7 +59,7 @@ class Document:
         """Whether a path is described."""
         return path.partition("?")[0] in self._document["paths"]
 
-    def check(self, method: str, path: str, status: int, headers: Mapping[str, str], body: bytes) -> None:
+    def check(self, method: str, path: str, status: int, headers: Headers, body: bytes) -> None:
         """Check one answer.
 
         Raises:
@@ -77,7 +83,7 @@ class Document:
         if method == "HEAD":
             assert not body, f"{where}: a body, where there is none"
         else:
-            self._check_body(where, response, headers.get("Content-Type", ""), body)
+            self._check_body(where, response, headers.get("Content-Type") or "", body)
 
     def _anywhere(self) -> set[int]:
         """Statuses that any path may answer with, also one that is not described."""
@@ -91,7 +97,7 @@ class Document:
             item = found
         return item
 
-    def _check_headers(self, where: str, response: Json, headers: Mapping[str, str]) -> None:
+    def _check_headers(self, where: str, response: Json, headers: Headers) -> None:
         for name, given in response.get("headers", {}).items():
             header = self._resolved(given)
             value: Any = headers.get(name)

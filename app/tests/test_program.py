@@ -11,6 +11,8 @@ from flask.testing import FlaskClient
 from inference.errors import ArtifactError, ConfigError, UnreadableInput
 from inference.model import ModelContext
 from inference.models.program import ProgramModel
+from jsonschema import Draft202012Validator
+from openapi_spec_validator import validate
 
 torch = pytest.importorskip("torch")
 
@@ -100,6 +102,30 @@ def test_program_with_several_inputs_and_outputs(mixed: FlaskClient) -> None:
     answer = mixed.post("/v1/test", json={"inputs": [[0, 1, -1], 2]}).get_json()
     # The logarithms of 0 and -1 are no numbers that JSON has.
     assert answer["outputs"] == [-1.0, [None, 0.0, None]]
+
+
+@pytest.mark.parametrize("client", ["mlp", "mixed"])
+def test_program_describes_its_inputs(client: str, request: pytest.FixtureRequest) -> None:
+    ask: FlaskClient = request.getfixturevalue(client)
+    document = ask.get("/openapi.json").get_json()
+    validate(document)
+    operation = document["paths"]["/v1/test"]["post"]
+    body = operation["requestBody"]["content"]["application/json"]
+    schema = Draft202012Validator(body["schema"])
+    assert schema.is_valid(body["example"])
+    answer = ask.post("/v1/test", json=body["example"]).get_json()
+    expected = operation["responses"]["200"]["content"]["application/json"]["example"]["outputs"]
+    assert len(answer["outputs"]) == len(expected)
+    # What the schema does not allow is refused, with a status that is described.
+    for wrong in (
+        {},
+        {"inputs": []},
+        {"inputs": [["a"]]},
+        {"inputs": [[1.0] * 99, 1]},
+        {"inputs": body["example"], "x": 1},
+    ):
+        assert not schema.is_valid(wrong)
+        assert ask.post("/v1/test", json=wrong).status_code == 400
 
 
 def test_batch_is_computed_in_as_few_runs_as_the_program_allows(

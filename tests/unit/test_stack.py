@@ -96,9 +96,10 @@ class Stack:
         self, method: str = "POST", path: str = "/v1/echo", body: Any = b"x", headers: dict[str, str] | None = None
     ) -> Reply:
         """One request on a connection of its own; the answer is held against the description of the service."""
-        reply = self.send(method, path, body, headers)
         if self.document is None:
-            self.document = Document(self.send("GET", "/openapi.json", None, None).json())
+            # Past nginx, which counts requests.
+            self.document = Document(self.fleet.ask(self.vassal("echo one"), "/openapi.json").json())
+        reply = self.send(method, path, body, headers)
         # The WSGI apps of this file describe nothing, and the page and its files are not part of the API.
         if not path.startswith(("/tell", "/late")) and (self.document.has(path) or reply.status >= 400):
             self.document.check(method, path, reply.status, reply.headers, reply.body)
@@ -350,13 +351,13 @@ def test_what_nginx_refuses_by_its_method_says_what_is_allowed(stack: Stack) -> 
 def test_the_page_of_the_api_may_load_nothing_from_elsewhere(stack: Stack) -> None:
     reply = stack.ask("GET", "/docs?service=echo")
     assert (reply.status, reply.headers["Content-Type"]) == (200, "text/html; charset=utf-8")
-    (policy,) = reply.headers.get_all("Content-Security-Policy")
+    (policy,) = reply.headers.get_all("Content-Security-Policy", [])
     assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self';")
     assert "unsafe" not in policy
     page = reply.body.decode()
     loaded = re.findall(r'(?:src|href)="([^"]+)"', page)
     assert {"/assets/docs.js", "/assets/docs.css"} <= set(loaded)
-    assert all(one.startswith("/") for one in loaded)
+    assert all(one.startswith(("/", "#")) for one in loaded)
     assert not re.search(r"<script(?![^>]* src=)|<style| style=| on[a-z]+=", page)
     assert "Content-Security-Policy" not in stack.ask("GET", "/healthz").headers
 

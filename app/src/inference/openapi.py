@@ -62,6 +62,8 @@ DETAILS = {
     "method-not-allowed": "GET is not allowed here; allowed are OPTIONS, POST.",
     "not-found": "There is nothing at '/v1/nothing'.",
 }
+#: In examples, so that all devices of all hosts give the same document.
+DEVICE = "gpu0"
 REQUEST_ID = "05fa83a3d27be05ed67f2ddab51ab705"
 BYTES = {"type": "string", "format": "binary", "minLength": 1}
 
@@ -263,7 +265,7 @@ def _problem(status: int, kinds: Mapping[str, str]) -> Json:
 
 
 def _paths(config: Config, model: Model[Any, Any], said: Description, schemas: Mapping[str, Json]) -> Json:
-    place = {"service": config.service, "device": config.device, "release": config.release}
+    place = {"service": config.service, "device": DEVICE, "release": config.release}
     ready = {"last_success": "2026-01-01T12:00:00.000Z", "age_seconds": 3.205}
     version = {"version": metadata.version("inference"), "model": model.name, "mode": config.mode}
     runtime = {"torch_device": "cuda:0", "python": "3.11.2"}
@@ -339,7 +341,7 @@ def _answer_example(config: Config, model: Model[Any, Any], said: Description) -
     return {
         "request_id": REQUEST_ID,
         "model": {"name": model.name, "release": config.release},
-        "device": config.device,
+        "device": DEVICE,
         **members,
         "timing_ms": {**timing, **({"batch": 4} if config.mode == "batch" else {})},
     }

@@ -169,7 +169,7 @@ function operationPart(description, path, method, item) {
   return make(
     "section",
     { id: operation.operationId, className: "card" },
-    make("h2", {}, make("span", { className: "method" }, method.toUpperCase()), make("code", {}, path)),
+    make("h2", {}, make("span", { className: "method" }, method.toUpperCase()), " ", make("code", {}, path)),
     make("p", {}, make("strong", {}, operation.summary)),
     ...paragraphs(operation.description ?? ""),
     others.length ? make("p", { className: "muted" }, `Also: ${others.join(", ")}`) : null,
