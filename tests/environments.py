@@ -1,4 +1,7 @@
-"""What the tests need beside the controller's own .venv: the app's environment, and nginx. All of it lies in .cache."""
+"""What the tests need beside the controller's own .venv: the app's environment, nginx, newman, JMeter.
+
+All that can lie in .cache does; Node.js and JMeter are installed as Debian packages where they are missing.
+"""
 
 import fcntl
 import hashlib
@@ -44,7 +47,7 @@ def run(*command: str | Path, output: bool = False, env: dict[str, str] | None =
 
 def app() -> Path:
     """The Python with all that the app's tests import, with torch's CPU build; made anew when app/uv.lock changes."""
-    parts = ["--extra=serve", "--extra=ocr", "--extra=torch", "--group=test", "--group=convert"]
+    parts = ["--extra=serve", "--extra=ocr", "--extra=torch", "--extra=client", "--group=test", "--group=convert"]
     return locked("app", tree.ROOT / "app", parts, editable=True)
 
 
@@ -160,3 +163,60 @@ def nginx() -> Path:
         if unpacked.exists():
             return unpacked
     raise Unavailable("neither nginx nor nginx-core holds /usr/sbin/nginx")
+
+
+# ---- what people check a service with ------------------------------------------------------------------------------
+
+
+def installed(program: str, *packages: str) -> Path:
+    """A program of the machine, installed with Debian's packages where it is missing.
+
+    Raises:
+        Unavailable: it is missing, and this is no root or no Debian.
+    """
+    if found := shutil.which(program):
+        return Path(found)
+    command = ["apt-get", "install", "--yes", "--quiet=2", "--no-install-recommends", *packages]
+    if os.geteuid() != 0 or shutil.which("apt-get") is None:
+        raise Unavailable(f"{program} is needed; mend it with: sudo {' '.join(command)}")
+    if not list(Path("/var/lib/apt/lists").glob("*_Packages*")):
+        run("apt-get", "update", "--quiet=2")
+    print(f"installing {' and '.join(packages)}", flush=True)
+    run(*command, env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"})
+    return Path(shutil.which(program) or f"/usr/bin/{program}")
+
+
+def newman() -> Path:
+    """The runner of Postman collections, in .cache, of the packages that checks/package-lock.json pins.
+
+    Raises:
+        Unavailable: there is no Node.js, or the packages could not be fetched.
+    """
+    installed("node", "nodejs")
+    npm = installed("npm", "npm")
+    folder = CACHE / "newman"
+    stamp = folder / "stamp"
+    inputs = [tree.ROOT / "checks" / name for name in ("package.json", "package-lock.json")]
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in inputs)).hexdigest()
+    CACHE.mkdir(exist_ok=True)
+    with (CACHE / "newman.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (stamp.exists() and stamp.read_text() == digest):
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            for path in inputs:
+                shutil.copy(path, folder)
+            # `ci` takes what the lock says and nothing else, each file checked against its hash. No package runs a
+            # script of its own at its installation.
+            run(npm, "ci", "--prefix", folder, "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error")
+            stamp.write_text(digest)
+    return folder / "node_modules" / ".bin" / "newman"
+
+
+def jmeter() -> Path:
+    """Debian's JMeter, with what it needs for HTTP.
+
+    Raises:
+        Unavailable: it is missing, and this is no root or no Debian.
+    """
+    return installed("jmeter", "default-jre-headless", "jmeter", "jmeter-http")

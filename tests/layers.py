@@ -89,7 +89,7 @@ def lint(options: Options) -> Count:
     ours = [
         path
         for path in python_files
-        if path.relative_to(ROOT).parts[0] in {"bench", "plugins", "roles", "tests", "tools"}
+        if path.relative_to(ROOT).parts[0] in {"bench", "checks", "plugins", "roles", "tests", "tools"}
     ]
     app = environments.app()
     checks: dict[str, list[str | Path]] = {
@@ -113,7 +113,8 @@ def app(options: Options) -> Count:
 
 def unit(options: Options) -> Count:
     environments.nginx()
-    return pytest("unit", Path(sys.executable), [*options.pytest, "tests/unit"])
+    long = ["--all"] if options.all else []
+    return pytest("unit", Path(sys.executable), [*long, *options.pytest, "tests/unit"])
 
 
 def contract(options: Options) -> Count:

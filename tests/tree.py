@@ -16,6 +16,7 @@ MADE = {
     ".ruff_cache",
     ".hypothesis",
     ".ansible",
+    "node_modules",
 }
 
 

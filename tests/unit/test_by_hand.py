@@ -9,46 +9,19 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import environments
 import pytest
 import tree
+from pages import blocks, lacking
 
 PAGE = tree.ROOT / "docs" / "by-hand.md"
-BLOCK = re.compile(
-    r"^<!-- run -->\n```sh\n(?P<script>.*?)^```\n(?:\n```text\n(?P<shown>.*?)^```\n)?", re.MULTILINE | re.DOTALL
-)
 #: Ports that the page uses; the test puts free ones in their places.
 PORTS = ("8111", "8112", "8113", "8114")
 #: Debian packages of the programs that the page uses.
 PROGRAMS = {"curl": "curl", "lsof": "lsof", "nc": "netcat-openbsd", "ss": "iproute2"}
 TIMEOUT_SECONDS = 60
-
-
-@dataclass(frozen=True)
-class Block:
-    """A block of the page: its commands, and what it says they print."""
-
-    script: str
-    shown: str
-
-
-def blocks() -> list[Block]:
-    return [Block(found["script"], found["shown"] or "") for found in BLOCK.finditer(PAGE.read_text())]
-
-
-def pattern(line: str) -> re.Pattern[str]:
-    """A shown line as a pattern: `…` stands for anything, and any run of spaces for another."""
-    words = [re.escape(word) for word in line.split()]
-    return re.compile(r"\s+".join(words).replace("…", ".*"))
-
-
-def lacking(shown: str, output: str) -> list[str]:
-    """Lines that are shown and were not printed, in this order."""
-    printed = iter(output.splitlines())
-    return [line for line in shown.splitlines() if not any(pattern(line).search(other) for other in printed)]
 
 
 def free_ports(count: int) -> list[str]:
@@ -93,7 +66,7 @@ def scratch() -> Iterator[Path]:
 
 def test_every_line_of_the_page_does_what_it_shows(scratch: Path) -> None:
     install_programs()
-    page = blocks()
+    page = blocks(PAGE)
     assert len(page) > 5, "the page has lost its marks"
     ends = [f"--- end of block {number} ---" for number in range(len(page))]
     script = "".join(f"{block.script}\necho '{end}'\n" for block, end in zip(page, ends, strict=True))
