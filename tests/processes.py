@@ -19,14 +19,14 @@ PATIENCE_SECONDS = 30.0
 MARK = "FLEET_TEST_SERVER"
 
 
-def wait_for(condition: Callable[[], T], what: str | Callable[[], str]) -> T:
+def wait_for(condition: Callable[[], T], what: str | Callable[[], str], seconds: float = PATIENCE_SECONDS) -> T:
     """Wait until ``condition`` gives something true, and give that."""
-    end = time.monotonic() + PATIENCE_SECONDS
+    end = time.monotonic() + seconds
     while time.monotonic() < end:
         if result := condition():
             return result
         time.sleep(0.03)
-    raise AssertionError(f"waited {PATIENCE_SECONDS:g} s in vain for {what if isinstance(what, str) else what()}")
+    raise AssertionError(f"waited {seconds:g} s in vain for {what if isinstance(what, str) else what()}")
 
 
 def free_ports(count: int = 1, stride: int = 1) -> list[int]:

@@ -180,13 +180,13 @@ class Fleet:
         return [one["accepting"] for one in workers if one["pid"]] == [1] * vassal["workers"]
 
     @contextmanager
-    def vassal(self, vassal: Json) -> Iterator[Server]:
+    def vassal(self, vassal: Json, seconds: float = processes.PATIENCE_SECONDS) -> Iterator[Server]:
         """Run one vassal as an emperor would, and wait until all its workers accept; it ends as in a crash."""
         ini = self.place(vassal)
         log = self.log_dir / f"{vassal['device']}-{vassal['name']}.log"
         with running([self.wrapper, "--ini", ini.name], log, end=signal.SIGKILL, cwd=self.folder) as server:
             if vassal["stats"]:
-                wait_for(lambda: server.process.poll() is not None or self.accepting(vassal), server.text)
+                wait_for(lambda: server.process.poll() is not None or self.accepting(vassal), server.text, seconds)
             else:
                 wait_for(lambda: server.process.poll() is not None or self.answers(vassal), server.text)
             assert server.process.poll() is None, server.text()

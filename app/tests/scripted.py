@@ -141,7 +141,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     scripted: Scripted
 
-    def do_POST(self) -> None:  # noqa: N802 - http.server wants this name
+    def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
         request = Request(self.path, self.headers, body, time.monotonic(), id(self.connection))
         self.scripted.next(request)(self, request)

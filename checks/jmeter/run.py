@@ -3,7 +3,6 @@
 
 import argparse
 import csv
-import os
 import shutil
 import subprocess
 import sys
@@ -12,8 +11,12 @@ from collections import Counter
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
+#: Debian's program, and what debian.bsh starts it from.
+DEBIAN = Path("/usr/bin/jmeter")
+DEBIAN_HOME = Path("/usr/share/jmeter")
+DEBIAN_JARS = [DEBIAN_HOME / "bin" / "ApacheJMeter.jar", Path("/usr/share/java/bsh.jar")]
 #: JMeter 2.13, which Debian has, is older than the walls between the modules of Java.
-JAVA_OPTIONS = ["java.base/java.lang", "java.base/java.util", "java.base/java.text", "java.desktop/java.awt.font"]
+OPENED = ["java.base/java.lang", "java.base/java.lang.reflect", "java.base/java.util", "java.base/java.text"]
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -28,6 +31,15 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     return given
 
 
+def program(jmeter: str) -> list[str]:
+    """The command that starts a JMeter; Debian's needs help."""
+    if Path(jmeter) != DEBIAN or not all(path.exists() for path in DEBIAN_JARS):
+        return [jmeter]
+    opens = [f"--add-opens={package}=ALL-UNNAMED" for package in OPENED]
+    jars = ":".join(map(str, DEBIAN_JARS))
+    return ["java", *opens, f"-Djmeter.home={DEBIAN_HOME}", "-cp", jars, "bsh.Interpreter", str(HERE / "debian.bsh")]
+
+
 def run(jmeter: str, properties: list[str], results: Path) -> None:
     """Have JMeter send all requests and write a row for each into a table.
 
@@ -36,17 +48,15 @@ def run(jmeter: str, properties: list[str], results: Path) -> None:
     """
     table = {"output_format": "csv", "print_field_names": "true", "assertion_results_failure_message": "true"}
     command = [
-        *(jmeter, "-n", "-t", str(HERE / "ocr.jmx"), "-l", str(results), "-j", f"{results}.log"),
+        *program(jmeter),
+        *("-n", "-t", str(HERE / "ocr.jmx"), "-l", str(results), "-j", f"{results}.log"),
         *(f"-Jjmeter.save.saveservice.{name}={value}" for name, value in table.items()),
         f"-Jbodies={HERE.parent / 'bodies'}",
         f"-Jimage={HERE.parent.parent / 'app' / 'tests' / 'images' / 'receipt.png'}",
         *(f"-J{one}" for one in properties),
     ]
-    opens = " ".join(f"--add-opens={package}=ALL-UNNAMED" for package in JAVA_OPTIONS)
-    # The first name is that of JMeter, the second that of Debian's script for it.
-    environment = {**os.environ, "JVM_ARGS": opens, "JAVA_ARGS": opens}
     try:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        done = subprocess.run(command, capture_output=True, text=True)
     except OSError as error:
         sys.exit(f"{jmeter}: {error.strerror}; mend it with: sudo apt-get install jmeter jmeter-http")
     if done.returncode or not results.exists() or results.stat().st_size == 0:
@@ -62,7 +72,8 @@ def report(results: Path) -> int:
     sent, failed = Counter(row["label"] for row in rows), Counter(row["label"] for row in wrong)
     for label, count in sent.items():
         slowest = max(int(row["elapsed"]) for row in rows if row["label"] == label)
-        print(f"{'FAILED' if failed[label] else 'ok    '}  {label}: {count - failed[label]} of {count}, slowest {slowest} ms")
+        verdict = "FAILED" if failed[label] else "ok    "
+        print(f"{verdict}  {label}: {count - failed[label]} of {count}, slowest {slowest} ms")
     for row in wrong[:20]:
         why = " ".join((row.get("failureMessage") or row["responseMessage"]).split())
         print(f"        {row['label']}: {row['responseCode']}: {why[:300]}")

@@ -1,4 +1,4 @@
-"""The Postman collection and the JMeter plan of checks/, and docs/client.md, against the real OCR service behind nginx."""
+"""The Postman collection and the JMeter plan of checks/, and docs/client.md, against the OCR service behind nginx."""
 
 import http.client
 import json
@@ -52,7 +52,6 @@ def port(new_fleet: Callable[[], Fleet]) -> Iterator[int]:
         "port": port,
         "workers": 1,
         "max_body_mib": LIMIT_MIB,
-        "timeout_seconds": 20,
     }
     python = environments.app()
     release = fleet.release("0.1.0-tested", tree.ROOT / "app" / "src", python.parent.parent)
@@ -60,7 +59,8 @@ def port(new_fleet: Callable[[], Fleet]) -> Iterator[int]:
     vassals = fleet.vassals([service], release, DEVICES[:1])
     with ExitStack() as stop:
         for vassal in vassals:
-            stop.enter_context(fleet.vassal(vassal))
+            # It loads a real model, which on a busy machine takes longer than the waits of other tests.
+            stop.enter_context(fleet.vassal(vassal, seconds=120))
         fleet.lay([service], fleet.upstreams(vassals), site_listen_addresses=["127.0.0.1"])
         stop.enter_context(fleet.nginx([port]))
         yield port
@@ -104,24 +104,14 @@ def altered(port: int, change: Change) -> Iterator[int]:
             thread.join()
 
 
-def another_id(method: str, path: str, status: int, headers: dict[str, str], body: bytes) -> Any:
-    """The answer to /version has another request id."""
-    changed = {**headers, "X-Request-ID": "another"} if path == "/version" else headers
-    return status, changed, body
-
-
-def no_lines(method: str, path: str, status: int, headers: dict[str, str], body: bytes) -> Any:
-    """Answers with text have lost their lines."""
-    if status == 200 and method == "POST":
-        members = {**json.loads(body), "text": "", "lines": []}
-        body = json.dumps(members, separators=(",", ":")).encode()
-    return status, headers, body
-
-
-def plain_error(method: str, path: str, status: int, headers: dict[str, str], body: bytes) -> Any:
-    """The 405 is no problem any more, as of a proxy of somebody else."""
-    if status == 405:
-        return 405, {**headers, "Content-Type": "text/html"}, b"<html>405</html>"
+def three_wrong(method: str, path: str, status: int, headers: dict[str, str], body: bytes) -> Any:
+    """One answer has another request id, those with text have lost it, and one error is no problem any more."""
+    if path == "/version":
+        headers = {**headers, "X-Request-ID": "another"}
+    elif status == 200 and method == "POST":
+        body = json.dumps({**json.loads(body), "text": "", "lines": []}, separators=(",", ":")).encode()
+    elif status == 405:
+        headers, body = {**headers, "Content-Type": "text/html"}, b"<html>405</html>"
     return status, headers, body
 
 
@@ -166,40 +156,40 @@ def test_every_package_of_newman_is_pinned_by_its_hash() -> None:
 # ---- Postman
 
 
-def newman(port: int, **variables: str) -> tuple[subprocess.CompletedProcess[str], list[str]]:
-    """Run the collection; gives the run, and the failures that it reports."""
-    values = {"url": f"http://127.0.0.1:{port}", "limit_mib": str(LIMIT_MIB), **variables}
+def newman(port: int, folder: Path) -> tuple[int, Json]:
+    """Run the collection; gives newman's exit status, and its report of the run."""
+    report = folder / "report.json"
     command: list[str | Path] = [environments.newman(), "run", COLLECTION, "--environment", ENVIRONMENT]
-    command += ["--working-dir", tree.ROOT, "--color", "off", "--disable-unicode"]
-    for name, value in values.items():
-        command += ["--env-var", f"{name}={value}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    failed = re.findall(r"^ *\d+\. +(?:AssertionError|JSONError|TypeError|Error)? *(.*)$", done.stdout, re.MULTILINE)
-    return done, failed
+    command += ["--env-var", f"url=http://127.0.0.1:{port}", "--env-var", f"limit_mib={LIMIT_MIB}"]
+    command += ["--working-dir", tree.ROOT, "--reporters", "json", "--reporter-json-export", report]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
+    assert report.exists(), done.stdout + done.stderr
+    return done.returncode, json.loads(report.read_text())["run"]
 
 
-def test_newman_is_content_with_the_service(port: int) -> None:
-    done, _ = newman(port)
-    assert done.returncode == 0, done.stdout + done.stderr
-    executed = {what: (int(ran), int(failed)) for what, ran, failed in re.findall(r"\| +([a-z-]+) \| +(\d+) \| +(\d+) \|", done.stdout)}
-    assert executed["requests"] == (13, 0)
-    assert executed["assertions"][0] > 40
+def failures(run: Json) -> list[tuple[str, str]]:
+    """Which request failed which test."""
+    return [(one["source"]["name"], one["error"]["test"]) for one in run["failures"]]
 
 
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        (another_id, ["the request id is kept"]),
-        (no_lines, ["the text of the image was read", "each line has a score and four corners inside the image"]),
-        (plain_error, ["the error is the problem method-not-allowed"]),
-    ],
-    ids=lambda value: getattr(value, "__name__", ""),
-)
-def test_newman_sees_one_wrong_answer(port: int, change: Change, said: list[str]) -> None:
-    with altered(port, change) as other:
-        done, failed = newman(other)
-    assert done.returncode == 1, done.stdout
-    assert set(failed) == set(said), done.stdout
+def test_newman_is_content_with_the_service(port: int, tmp_path: Path) -> None:
+    status, run = newman(port, tmp_path)
+    assert (status, failures(run)) == (0, [])
+    assert run["stats"]["requests"] == {"total": 13, "pending": 0, "failed": 0}
+    assert run["stats"]["assertions"]["total"] == 51
+
+
+def test_newman_sees_wrong_answers(port: int, tmp_path: Path) -> None:
+    with altered(port, three_wrong) as other:
+        status, run = newman(other, tmp_path)
+    assert status == 1
+    reads = ["the text of the image was read", "each line has a score and four corners inside the image"]
+    assert failures(run) == [
+        ("What runs", "the request id is kept"),
+        *(("As a form", test) for test in reads),
+        *(("As the body", test) for test in reads),
+        ("405 the route wants POST", "the error is the problem method-not-allowed"),
+    ]
 
 
 # ---- JMeter
@@ -208,7 +198,7 @@ def test_newman_sees_one_wrong_answer(port: int, change: Change, said: list[str]
 def jmeter(port: int, *properties: str) -> subprocess.CompletedProcess[str]:
     command: list[str | Path] = [sys.executable, CHECKS / "jmeter" / "run.py", "--jmeter", environments.jmeter()]
     command += ["host=127.0.0.1", f"port={port}", *properties]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
 
 
 @pytest.mark.long
@@ -220,22 +210,17 @@ def test_jmeter_is_content_with_the_service(port: int) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(
-    ("change", "label"),
-    [
-        (another_id, "What runs"),
-        (no_lines, "Read an image as a form"),
-        (plain_error, "405 the route wants POST"),
-    ],
-    ids=lambda value: getattr(value, "__name__", ""),
-)
-def test_jmeter_sees_one_wrong_answer(port: int, change: Change, label: str) -> None:
-    with altered(port, change) as other:
+def test_jmeter_sees_wrong_answers(port: int) -> None:
+    with altered(port, three_wrong) as other:
         done = jmeter(other)
     assert done.returncode == 1, done.stdout + done.stderr
-    failed = re.findall(r"^FAILED  (.*): 0 of 1", done.stdout, re.MULTILINE)
-    assert label in failed
-    assert len(failed) <= 2, done.stdout
+    assert re.findall(r"^FAILED  (.*): 0 of 1", done.stdout, re.MULTILINE) == [
+        "What runs",
+        "Read an image as a form",
+        "Read an image as the body",
+        "405 the route wants POST",
+    ]
+    assert "8 of 12 answers are right" in done.stdout
 
 
 def test_a_jmeter_that_is_not_there_is_named() -> None:
@@ -253,7 +238,7 @@ def test_every_block_of_the_clients_page_does_what_it_shows(port: int, tmp_path:
     assert len(found) > 5, "the page has lost its marks"
     program = environments.app().parent
     (tmp_path / "app").symlink_to(tree.ROOT / "app")
-    environment = {**os.environ, "PATH": f"{program}:{os.environ['PATH']}"}
+    environment = {**os.environ, "PATH": f"{program}:{os.environ['PATH']}", "FLEET_URL": f"http://localhost:{port}"}
     for block in found:
         script = block.script.replace("8100", str(port))
         command: list[str | Path] = ["bash", "-uc"] if block.language == "sh" else [program / "python", "-c"]
@@ -265,7 +250,7 @@ def test_every_block_of_the_clients_page_does_what_it_shows(port: int, tmp_path:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=60,
+            timeout=180,
             check=False,
         )
         printed = done.stdout.replace(str(port), "8100")

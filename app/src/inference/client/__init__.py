@@ -7,6 +7,13 @@
         print(answer.text)
 """
 
+try:
+    import urllib3  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        f"inference.client needs urllib3 ({error}); mend it with: pip install 'inference[client]'"
+    ) from error
+
 from inference.client.answers import Answer, Line, Point, Timing
 from inference.client.calls import Client
 from inference.client.errors import BadAnswer, ClientError, NotAnswered, NotReached, Problem

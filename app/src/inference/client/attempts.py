@@ -137,13 +137,12 @@ def _reason(error: BaseException) -> str:
     return "timed out" if isinstance(error, ConnectTimeoutError) else str(error)
 
 
-def _pieces(data: bytes, deadline: float | None) -> Iterator[memoryview]:
+def _pieces(data: bytes, deadline: float | None) -> Iterator[bytes]:
     """Cut a body up: the time for a send counts for one piece, and the caller's limit is looked at between them."""
-    view = memoryview(data)
-    for begin in range(0, len(view), PIECE_BYTES):
+    for begin in range(0, len(data), PIECE_BYTES):
         if deadline is not None and time.monotonic() >= deadline:
             raise TimeoutError("the timeout ended while the body was sent")
-        yield view[begin : begin + PIECE_BYTES]
+        yield data[begin : begin + PIECE_BYTES]
 
 
 def _pieces_of(response: BaseHTTPResponse, deadline: float | None) -> Iterator[bytes]:
@@ -154,9 +153,8 @@ def _pieces_of(response: BaseHTTPResponse, deadline: float | None) -> Iterator[b
             if left <= 0:
                 response.close()
                 raise TimeoutError("the timeout ended while the answer was read")
-            connection = response.connection
-            if connection is not None and connection.sock is not None:
-                connection.sock.settimeout(left)
+            if sock := getattr(response.connection, "sock", None):
+                sock.settimeout(left)
         piece = response.read1(PIECE_BYTES)
         if not piece:
             response.release_conn()

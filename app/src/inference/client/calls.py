@@ -192,7 +192,9 @@ class Client:
         try:
             return Answer.of(members, count)
         except (KeyError, TypeError, ValueError) as error:
-            detail = f"{self.url} does not answer as an OCR service does ({type(error).__name__}: {error}); check the route"
+            detail = (
+                f"{self.url} does not answer as an OCR service does ({type(error).__name__}: {error}); check the route"
+            )
             raise BadAnswer(detail, request_id) from error
 
 

@@ -23,6 +23,7 @@ class ImageFile(click.ParamType):
     name = "file"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """Look whether it can be read."""
         path = Path(value)
         if value == "-":
             return path
@@ -41,6 +42,7 @@ class Header(click.ParamType):
     name = "header"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+        """Split it."""
         name, colon, text = value.partition(":")
         if not colon or not name.strip() or not (name + text).isprintable():
             self.fail(f"{value!r} is not of the form 'NAME: VALUE'", param, ctx)
@@ -54,7 +56,14 @@ def main() -> None:
 
 @main.command()
 @click.argument("files", nargs=-1, required=True, type=ImageFile(), metavar="FILE...")
-@click.option("--url", default="http://localhost:8100", show_default=True, help="Host or edge.")
+@click.option(
+    "--url",
+    envvar="FLEET_URL",
+    show_envvar=True,
+    default="http://localhost:8100",
+    show_default=True,
+    help="Host or edge.",
+)
 @click.option("--route", default="/v1/parse", show_default=True, help="Route of the service.")
 @click.option("--text", "form", flag_value="text", default="text", help="Print the text of each image.  [default]")
 @click.option("--json", "form", flag_value="json", help="Print one line of JSON for each file.")
@@ -82,7 +91,7 @@ def parse(
     timeout: float | None,
     headers: tuple[tuple[str, str], ...],
 ) -> None:
-    """Read the text in images.
+    r"""Read the text in images.
 
     A FILE of - is the standard input. Files that fail are named with the reason and the request id, under which the
     server's logs have them.

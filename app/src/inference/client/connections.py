@@ -5,13 +5,10 @@ from __future__ import annotations
 import http.client
 from typing import Any
 
-try:
-    from urllib3 import HTTPConnectionPool, HTTPResponse, HTTPSConnectionPool
-    from urllib3.connection import HTTPConnection, HTTPSConnection
-    from urllib3.exceptions import LocationParseError
-    from urllib3.util import make_headers, parse_url
-except ImportError as error:
-    raise ImportError(f"inference.client needs urllib3 ({error}); mend it with: pip install 'inference[client]'") from error
+from urllib3 import HTTPConnectionPool, HTTPResponse, HTTPSConnectionPool
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.exceptions import LocationParseError
+from urllib3.util import make_headers, parse_url
 
 
 class ClosedWhileIdle(http.client.RemoteDisconnected):
@@ -31,7 +28,7 @@ class _Noting(HTTPConnection):
         self._answers = 0
         super().connect()
 
-    def getresponse(self) -> HTTPResponse:
+    def getresponse(self) -> HTTPResponse:  # type: ignore[override] # as urllib3 itself has it
         try:
             response = super().getresponse()
         except ConnectionError as error:
@@ -91,5 +88,3 @@ class Address:
         if self._tls:
             return _TlsPool(self._host, self._port, **settings)
         return _Pool(self._host, self._port, **settings)
-
-
