@@ -150,7 +150,7 @@ def test_problem_of_something_on_the_way(client: Client, server: Scripted) -> No
     server.script = [plain(500, b"<html>\n  oh no </html>", Content_Type="text/html")]
     with pytest.raises(Problem, match=r"500 Internal Server Error: <html> oh no </html>") as caught:
         client.parse(b"abc", request_id="me-3")
-    assert (caught.value.type, caught.value.request_id) == ("about:blank", "me-3")
+    assert (caught.value.type, caught.value.slug, caught.value.request_id) == ("about:blank", "", "me-3")
 
 
 def test_redirect_is_not_followed(client: Client, server: Scripted) -> None:

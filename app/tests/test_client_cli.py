@@ -24,7 +24,7 @@ IMAGES = Path(__file__).parent / "images"
 PROGRAM = Path(sys.executable).parent / "inference"
 
 
-def run(*arguments: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str | bytes | Path, **options: Any) -> subprocess.CompletedProcess[str]:
     command = [PROGRAM, *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, **options)
 
@@ -128,6 +128,16 @@ def test_standard_input(server: Scripted) -> None:
     assert b"not really an image" in server.requests[0].body
 
 
+def test_names_that_are_no_utf8(server: Scripted, tmp_path: Path) -> None:
+    folder = os.fsencode(tmp_path)
+    names = [folder + b"/\xe4.png", folder + b"/\xf6.png"]
+    for name in names:
+        Path(os.fsdecode(name)).write_bytes(b"x")
+    done = run("parse", *names, "--json", "--url", server.url)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [json.loads(line)["text"] for line in done.stdout.splitlines()] == ["one\ntwo"] * 2
+
+
 def test_route_timeout_headers_and_jobs(server: Scripted, files: list[Path]) -> None:
     server.script = [scripted.after(0.3, good())]
     options = ["--route", "/v1/other", "--timeout", "9.5", "--header", "X-Key: a: b", "--jobs", "1"]
@@ -155,6 +165,7 @@ def test_a_slow_server_and_a_timeout(server: Scripted, files: list[Path]) -> Non
         (["a.png", "--timeout", "0"], "0.0 is not in the range x>0"),
         (["a.png", "--url", "localhost:8100"], "url 'localhost:8100': must be like http://localhost:8100"),
         (["a.png", "--route", "v1"], "route 'v1': must begin with /"),
+        (["-", "a.png", "-"], "- stands for the standard input, which can be read only once"),
         (["a.png", "--header", "none"], "'none' is not of the form 'NAME: VALUE'"),
         (["a.png", "folder/../a.png", "--output", "out"], "their answers would all be out/a.png.txt"),
         (["a.png", "--output", "a.png"], "a.png"),

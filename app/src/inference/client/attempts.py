@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
-from inference.client.connections import Address, ClosedWhileIdle
-from inference.client.errors import ClientError, NotAnswered, NotReached, Problem
 from urllib3 import BaseHTTPResponse, Timeout, encode_multipart_formdata
 from urllib3.exceptions import ConnectTimeoutError, HTTPError, InvalidHeader, NewConnectionError, SSLError
 from urllib3.util import Retry
+
+from inference.client.connections import Address, ClosedWhileIdle
+from inference.client.errors import ClientError, NotAnswered, NotReached, Problem
 
 #: Longest silence of a server, where the caller sets no limit: above the limits that services have.
 SILENCE_SECONDS = 600.0

@@ -44,7 +44,7 @@ class Header(click.ParamType):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
         """Split it."""
         name, colon, text = value.partition(":")
-        if not colon or not name.strip() or not (name + text).isprintable():
+        if not colon or not name.strip() or not (value.isascii() and value.isprintable()):
             self.fail(f"{value!r} is not of the form 'NAME: VALUE'", param, ctx)
         return name.strip(), text.strip()
 
@@ -99,6 +99,8 @@ def parse(
     \b
     Exit status: 0 all files were read, 1 some failed, 2 the call is wrong.
     """
+    if files.count(Path("-")) > 1:
+        raise click.UsageError("- stands for the standard input, which can be read only once")
     try:
         client = Client(url, route=route, timeout=timeout, headers=dict(headers), jobs=min(jobs, len(files)))
     except ValueError as error:
@@ -110,16 +112,17 @@ def parse(
     with client, _Display(len(files)) as display:
         sources = (sys.stdin.buffer if str(path) == "-" else path for path in files)
         for path, outcome in zip(files, client.parse_all(sources), strict=True):
+            shown = click.format_filename(path)
             if outcome.error is not None:
                 failed += 1
-                display.complain(f"{path}: {_why(outcome.error)}")
-            text = _as_json(path, outcome) if form == "json" else _as_text(outcome)
+                display.complain(f"{shown}: {_why(outcome.error)}")
+            text = _as_json(shown, outcome) if form == "json" else _as_text(outcome)
             if output is not None:
                 if outcome.answer is not None:
                     _write(output / f"{_name(path)}{suffix}", text)
                 text = ""
             elif form == "text" and outcome.answer and len(files) > 1:
-                text = f"==> {path} <==\n{text}"
+                text = f"==> {shown} <==\n{text}"
             display.step(text)
     if failed:
         # Names were printed as they came; with many files this is the line that people see.
@@ -201,9 +204,9 @@ def _as_text(outcome: Outcome) -> str:
     return f"{outcome.answer.text}\n" if outcome.answer else ""
 
 
-def _as_json(path: Path, outcome: Outcome) -> str:
+def _as_json(name: str, outcome: Outcome) -> str:
     """One line: the file and the server's answer, or the file and the problem."""
-    members: dict[str, Any] = {"file": str(path)}
+    members: dict[str, Any] = {"file": name}
     if outcome.answer is not None:
         members |= outcome.answer.members
     elif isinstance(outcome.error, ClientError):

@@ -80,8 +80,8 @@ class Problem(ClientError):
 
     @property
     def slug(self) -> str:  # type: ignore[override]
-        """Last part of the type: ``busy``, ``over-time``, ``unreadable-input``."""
-        return self.type.rpartition(":")[2]
+        """Last part of the type: ``busy``, ``over-time``, ``unreadable-input``; empty for other servers."""
+        return "" if self.type == "about:blank" else self.type.rpartition(":")[2]
 
     def __str__(self) -> str:
         return f"{self.status} {self.title}: {self.detail}" if self.detail else f"{self.status} {self.title}"

@@ -43,7 +43,8 @@ def read(source: Source) -> tuple[str, bytes]:
         return "image", bytes(source)
     if isinstance(source, str | os.PathLike):
         path = Path(source)
-        return path.name, path.read_bytes()
+        # A name that is no UTF-8 cannot be sent as it is, and only people read it.
+        return path.name.encode("utf-8", "replace").decode(), path.read_bytes()
     if not hasattr(source, "read"):
         raise TypeError(f"a path, bytes or a file open for reading is expected, not {type(source).__name__}")
     data = source.read()
