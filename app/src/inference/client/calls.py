@@ -172,6 +172,7 @@ class Client:
                 pause = _pause(count) if problem.retry_after is None else problem.retry_after
             except Broken as broken:
                 error = broken.error
+                error.__cause__ = broken.__cause__
                 again = broken.again or self._retry_sent
                 pause = _pause(count)
                 if broken.stale and not stale:
