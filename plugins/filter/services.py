@@ -300,6 +300,8 @@ def services_environment(vassal: Mapping[str, Any], release: Mapping[str, Any]) 
         "INFERENCE_MAX_PIXELS": str(service["max_pixels"]),
         "INFERENCE_TIMEOUT_SECONDS": str(service["timeout_seconds"]),
         "INFERENCE_LOG_LEVEL": service["log_level"],
+        # The processes of a vassal count there, and the exporter reads it.
+        "INFERENCE_METRICS": f"/run/fleet/{device['name']}/@NAME@.metrics",
         **batch_environment(vassal),
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,

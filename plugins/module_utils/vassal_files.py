@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import grp
 import re
+import shutil
 import subprocess
 import time
 from collections.abc import Iterable, Mapping
@@ -375,6 +376,7 @@ class Vassals:
             # A vassal that had to be killed leaves its sockets behind.
             for leftover in leftovers:
                 leftover.unlink(missing_ok=True)
+            shutil.rmtree(self.run_dir / device / f"{path.stem}.metrics", ignore_errors=True)
 
     def known_to_emperor(self, device: str, name: str) -> bool:
         """Whether an emperor still has a vassal."""

@@ -18,6 +18,7 @@ import contextlib
 import json
 import os
 import pwd
+import re
 import shutil
 import signal
 import subprocess
@@ -30,9 +31,11 @@ from ansible.module_utils.units import Supervisor, Systemd
 
 #: All of it is ours.
 FOLDERS = (
-    "/opt/fleet", "/etc/fleet", "/run/fleet", "/run/fleet-edge", "/run/private/fleet-edge", "/var/cache/fleet",
-    "/var/log/fleet", "/usr/local/lib/fleet",
+    "/opt/fleet", "/etc/fleet", "/run/fleet", "/run/fleet-edge", "/run/fleet-exporter", "/run/private/fleet-edge",
+    "/var/cache/fleet", "/var/log/fleet", "/usr/local/lib/fleet",
 )  # fmt: skip
+#: In the second line of a unit that a role of ours has placed.
+ROLE = re.compile(r"\bRole (?:edge|exporter|monitoring|watch):")
 #: The records by which the rest is done; they go last.
 STATE = "/var/lib/fleet"
 #: Home of the user that the role emperor makes; another user of that name was there before.
@@ -119,17 +122,21 @@ class Teardown:
     # ---- the steps, in their order
 
     def names_of_units(self) -> list[str]:
-        """Units of ours that run or start with the machine: emperors, and what makes an edge."""
+        """Units of ours that run or start with the machine: emperors, and what stands beside them or makes an edge."""
         if not self.systemd:
-            return sorted(path.stem for path in PROGRAMS.glob("uwsgi-emperor@*.conf"))
+            return [
+                *(path.stem for path in self.own_units()),
+                *(path.stem for path in sorted(PROGRAMS.glob("uwsgi-emperor@*.conf"))),
+            ]
         instances = {path.name for path in UNITS.glob("*.wants/uwsgi-emperor@*.service")}
         instances |= {path.name.removesuffix(".d") for path in UNITS.glob("uwsgi-emperor@*.service.d")}
         # The path first: it would start the service of its name.
-        return [*(path.name for path in self.units_of_edges()), *sorted(instances)]
+        return [*(path.name for path in self.own_units()), *sorted(instances)]
 
-    def units_of_edges(self) -> list[Path]:
-        """Units that the role edge placed; other software has units of such names too."""
-        return sorted(path for path in UNITS.glob("fleet-*.*") if path.is_file() and "Role edge:" in path.read_text())
+    def own_units(self) -> list[Path]:
+        """Units that our roles placed; other software has units of such names too."""
+        folder, pattern = (UNITS, "fleet-*.*") if self.systemd else (PROGRAMS, "fleet-*.conf")
+        return sorted(path for path in folder.glob(pattern) if path.is_file() and ROLE.search(path.read_text()))
 
     def stop_units(self) -> None:
         """Stop emperors and the programs of an edge; running requests are finished."""
@@ -148,7 +155,7 @@ class Teardown:
 
     def remove_units(self) -> None:
         """Remove the files of our units."""
-        for unit in self.units_of_edges():
+        for unit in self.own_units():
             links = [folder / unit.name for folder in UNITS.glob("*.wants")]
             for path in (*links, UNITS / f"{unit.name}.d", unit):
                 self.remove(path)

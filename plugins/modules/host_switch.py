@@ -93,6 +93,7 @@ def main() -> None:
     # Without the texts of the vassals' files: nobody needs them, and they may hold secrets.
     vassals = [{name: value for name, value in one.items() if name != "ini"} for one in options["vassals"]]
     serving = {name: options[name] for name in ("release", "services", "manager")}
+    serving["ports"] = options["nginx"]["ports"]
     units = [one["name"] for one in options["units"]]
     result = {"former": former, "serving": {**serving, "units": units, "vassals": vassals, "user": options["group"]}}
     try:

@@ -17,6 +17,7 @@ options:
     elements: dict
     required: true
   units: {description: Units that must run beside nginx., type: list, elements: str, required: true}
+  ports: {description: "Ports that nginx listens on: those of the services, and that of the metrics.", type: list, elements: int, default: []}
   members: {description: "On an edge: hosts that must be in service.", type: list, elements: str, default: []}
   edge_program: {description: "On an edge: the program that knows its hosts.", type: path, default: /usr/local/lib/fleet/fleet-edge}
   manager: {description: Service manager., type: str, choices: [systemd, supervisor], required: true}
@@ -34,6 +35,7 @@ import http.client
 import json
 import pwd
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -51,6 +53,8 @@ from ansible.module_utils.nginx_configuration import program_changed
 from ansible.module_utils.vassal_files import workers_of
 
 REQUEST_ID = "fleet-verify-0001"
+#: Longest time for the exporter to start, which does so with each release.
+EXPORTER_SECONDS = 15
 
 
 class Failed(Exception):
@@ -93,6 +97,12 @@ def expect_problem(answer: Answer, status: int) -> str:
     return f"{status} {problem['title']}"
 
 
+def is_up(metrics: str, vassal: dict) -> bool:
+    """Whether the metrics have a vassal's uWSGI as one that answers; without stats it cannot be asked."""
+    labels = f'service="{vassal["service"]}",device="{vassal["device"]}",release="{vassal["release"]}"'
+    return not vassal["stats"] or f"fleet_vassal_up{{{labels}}} 1.0" in metrics
+
+
 class Checks:
     """All checks of one host, each run even when an earlier one failed."""
 
@@ -133,13 +143,34 @@ class Checks:
 
     def open_ports(self) -> str:
         """nginx listens on the services' ports and on no other."""
-        wanted = {service["port"] for service in self.options["services"]}
+        wanted = self.service_ports() | set(self.options["ports"])
         found = ports_of(nginx_master(self.options["pid_file"]))
         if missing := wanted - found:
             raise Failed(f"nginx does not listen on {sorted(missing)}")
         if surplus := found - wanted:
             raise Failed(f"nginx also listens on {sorted(surplus)}")
         return f"nginx listens on {', '.join(map(str, sorted(wanted)))} only"
+
+    def service_ports(self) -> set[int]:
+        """Ports that the services are on."""
+        return {service["port"] for service in self.options["services"]}
+
+    def metrics(self, port: int) -> str:
+        """The exporter tells of every vassal, through nginx; it may have been started a moment ago."""
+        deadline = time.monotonic() + EXPORTER_SECONDS
+        while True:
+            answer = call(port, "GET", "/metrics", self.timeout)
+            text = answer.body.decode(errors="replace")
+            lacking = [one for one in self.options["vassals"] if not is_up(text, one)]
+            if answer.status == 200 and not lacking:
+                return f"{sum(not line.startswith('#') for line in text.splitlines())} series"
+            if time.monotonic() > deadline:
+                if answer.status != 200:
+                    raise Failed(f"{answer.status}: {text[:200]}")
+                raise Failed(
+                    "no fleet_vassal_up of 1 for " + ", ".join(f"{one['device']}/{one['name']}" for one in lacking)
+                )
+            time.sleep(0.3)
 
     def closed_ports(self) -> str:
         """No emperor, vassal or worker listens beyond the loopback."""
@@ -262,6 +293,9 @@ class Checks:
         self.check("open ports", self.open_ports, "see what holds the port: ss -ntlp; then ./fleet deploy")
         if self.options["user"]:
             self.check("closed ports", self.closed_ports, "see which process it is: ss -ntlp")
+        for port in sorted(set(self.options["ports"]) - self.service_ports()):
+            unit = "fleet-exporter"
+            self.check(f"metrics through port {port}", functools.partial(self.metrics, port), self.look(unit))
         for member in self.options["members"]:
             self.check(f"host {member}", functools.partial(self.member, member), f"./fleet verify {member}")
         for vassal in self.options["vassals"]:
@@ -297,6 +331,7 @@ def main() -> None:
             "vassals": {"type": "list", "elements": "dict", "required": True},
             "services": {"type": "list", "elements": "dict", "required": True},
             "units": {"type": "list", "elements": "str", "required": True},
+            "ports": {"type": "list", "elements": "int", "default": []},
             "members": {"type": "list", "elements": "str", "default": []},
             "edge_program": {"type": "path", "default": "/usr/local/lib/fleet/fleet-edge"},
             "manager": {"type": "str", "choices": ["systemd", "supervisor"], "required": True},

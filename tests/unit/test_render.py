@@ -35,7 +35,9 @@ def test_nginx_judges_a_configuration(
     # Debian's nginx would make these in /var/lib/nginx, which is not there when its package is not installed.
     kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     temporary = "".join(f"{kind}_temp_path {tmp_path}/{kind};" for kind in kinds)
-    config.write_text(f"pid nginx.pid; events {{}} http {{ {temporary} server {{ listen 127.0.0.1:1; }} }}")
+    config.write_text(
+        f"pid nginx.pid; events {{}} http {{ access_log off; {temporary} server {{ listen 127.0.0.1:1; }} }}"
+    )
     assert nginx_test(config).returncode == 0
     config.write_text("pid nginx.pid; events {} http { nonsense; }")
     broken = nginx_test(config)

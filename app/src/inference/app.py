@@ -13,6 +13,7 @@ from inference import lifecycle, loader, problems
 from inference.batch_runner import BatchRunner
 from inference.blueprints import health, service
 from inference.config import Config
+from inference.metrics import of_worker
 from inference.model import Model
 from inference.runner import ModelRunner, Runner
 
@@ -47,7 +48,9 @@ class InferenceApp(Flask):
         super().__init__("inference", static_folder=None)
         #: The model and its health.
         self.runner = runner
-        self._service = service.Service(config, runner)
+        metrics = of_worker(config)
+        self._service = service.Service(config, runner, metrics)
+        lifecycle.register(self, config, metrics)
 
     def wsgi_app(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Answer one request."""
@@ -73,7 +76,6 @@ def create_app(config: Config | None = None, model: Model[Any, Any] | None = Non
     model = model or loader.model_class(config.model)()
     runner: ModelRunner = BatchRunner(config, model) if config.mode == "batch" else Runner(config, model)
     app = InferenceApp(config, runner)
-    lifecycle.register(app, config)
     problems.register(app)
     app.register_blueprint(service.create(config))
     app.register_blueprint(health.create(config, runner))

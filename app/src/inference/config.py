@@ -55,6 +55,7 @@ class Config:
         max_pixels: images with more pixels are refused with 422.
         timeout_seconds: time a request may take from nginx's hand-over until its compute starts; a
             worker stuck for twice this long ends its process.
+        metrics: folder in which the processes of a vassal keep their counts and times; none are kept without it.
         ready_seconds: age after which ``/readyz`` does not trust the last good inference any more.
         log_level: lowest level that is logged.
     """
@@ -79,6 +80,7 @@ class Config:
     timeout_seconds: float = 60.0
     ready_seconds: float = 30.0
     log_level: str = "info"
+    metrics: Path | None = None
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> Config:
@@ -206,4 +208,5 @@ _READERS: dict[str, Callable[[str], Any]] = {
     "INFERENCE_TIMEOUT_SECONDS": _number(0.001, 86_400),
     "INFERENCE_READY_SECONDS": _number(0, 86_400),
     "INFERENCE_LOG_LEVEL": _one_of(*LOG_LEVELS),
+    "INFERENCE_METRICS": _path,
 }

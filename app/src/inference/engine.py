@@ -66,6 +66,7 @@ class Engine:
         ready_seconds: age after which a success of the sample is not trusted any more.
         clock: gives the time in seconds.
         on_reply: called, on the computing thread, when :meth:`replies` has something.
+        on_batch: called, on that thread, with the number of requests that were computed together.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class Engine:
         *,
         clock: Callable[[], float] = time.monotonic,
         on_reply: Callable[[], None] = lambda: None,
+        on_batch: Callable[[float], None] = lambda items: None,
     ) -> None:
         self._computer = computer
         self._queue = Batching(limits, clock)
@@ -83,6 +85,7 @@ class Engine:
         self._ready_seconds = ready_seconds
         self._clock = clock
         self._on_reply = on_reply
+        self._on_batch = on_batch
         # Guards everything below, and wakes the computing thread.
         self._turn = threading.Condition()
         self._computing: dict[Hashable, Work] = {}
@@ -159,6 +162,10 @@ class Engine:
             for key in keys:
                 del self._asking[key]
             return [(key, self._healthy()) for key in keys]
+
+    def waiting(self) -> int:
+        """Tell how many requests wait for the device."""
+        return len(self._queue)
 
     def asking(self) -> bool:
         """Tell whether a question for health waits."""
@@ -255,6 +262,7 @@ class Engine:
         started = self._clock()
         outcomes = self._computer.compute(batch)
         ended = self._clock()
+        self._on_batch(len(batch))
         with self._turn:
             self._queue.finished()
             counts = self._counts

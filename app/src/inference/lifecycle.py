@@ -17,6 +17,8 @@ from inference.config import RESERVED_ROUTES, Config
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
+    from inference.metrics import Metrics
+
 REQUEST_ID = re.compile(r"[A-Za-z0-9._~:+=/-]{1,128}")
 REQUEST_START = re.compile(r"t=([0-9]{1,12}(?:\.[0-9]{1,9})?)")
 #: A request that claims to have waited longer has a wrong clock behind it.
@@ -43,12 +45,18 @@ class Exchange:
     Args:
         environ: the request, as WSGI gives it.
         limit: bytes that its body may have.
+        metrics: where it is counted, if anywhere.
     """
 
-    __slots__ = ("_environ", "_log_token", "body", "problem", "queue", "request_id", "started", "timing")
+    __slots__ = (
+        "_environ", "_log_token", "_metrics", "body", "problem", "queue", "request_id", "stages", "started", "timing",
+    )  # fmt: skip
 
-    def __init__(self, environ: WSGIEnvironment, limit: int) -> None:
+    def __init__(self, environ: WSGIEnvironment, limit: int, metrics: Metrics | None = None) -> None:
         self._environ = environ
+        self._metrics = metrics
+        if metrics is not None:
+            metrics.began()
         #: Instant of :func:`time.monotonic` at which it arrived.
         self.started = time.monotonic()
         #: Seconds that it waited before that, since nginx handed it over.
@@ -61,6 +69,8 @@ class Exchange:
         self.problem: str | None = None
         #: Where its time went, as :func:`timing_of` writes it.
         self.timing: str | None = None
+        #: The same in seconds, in the order of :data:`inference.metrics.STAGES`.
+        self.stages: tuple[float, ...] | None = None
 
     @property
     def method(self) -> str:
@@ -87,6 +97,8 @@ class Exchange:
         """Read away what is left of the body, and write the line."""
         self.body.drain()
         path = self.path
+        if self._metrics is not None:
+            self._metrics.finished(path, status, self.problem, self.stages)
         level = _level(path, status)
         if not _log.isEnabledFor(level):
             return
@@ -116,12 +128,12 @@ def current() -> Exchange:
     return exchange
 
 
-def register(app: Flask, config: Config) -> None:
-    """Give every request that Flask answers an id, a body within the limit and a log line."""
+def register(app: Flask, config: Config, metrics: Metrics | None) -> None:
+    """Give every request that Flask answers an id, a body within the limit, a log line and a place in the metrics."""
 
     @app.before_request
     def begin() -> None:
-        g.exchange = Exchange(request.environ, config.max_body_bytes)
+        g.exchange = Exchange(request.environ, config.max_body_bytes, metrics)
 
     @app.after_request
     def end(response: Response) -> Response:

@@ -29,6 +29,7 @@ from inference.computing import Computer
 from inference.config import Config
 from inference.engine import Done, Engine, Healthy, Reply
 from inference.errors import ConfigError, ModelFailed, NotReady
+from inference.metrics import of_model_process
 from inference.model import Model
 from inference.runner import STUCK_FACTOR
 from inference.watchdog import Watchdog, end_process
@@ -66,7 +67,14 @@ class ModelProcess:
         limits = Limits(
             config.batch_max_items, config.batch_max_cost, config.batch_delay_ms / 1000.0, config.queue_max_items
         )
-        self._engine = Engine(self._computer, limits, config.ready_seconds, on_reply=self.wake)
+        self._metrics = of_model_process(config)
+        self._engine = Engine(
+            self._computer,
+            limits,
+            config.ready_seconds,
+            on_reply=self.wake,
+            on_batch=self._metrics.computed if self._metrics is not None else lambda items: None,
+        )
         self._links: dict[int, Link] = {}
         self._epoll = select.epoll()
         self._stopping = False
@@ -142,6 +150,8 @@ class ModelProcess:
         self._send_replies()
         for key, reply in self._engine.impatient():
             self._reply(key, reply)
+        if self._metrics is not None:
+            self._metrics.waiting(self._engine.waiting())
         if time.monotonic() - self._reported >= REPORT_SECONDS:
             self._report()
 

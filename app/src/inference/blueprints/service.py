@@ -21,6 +21,8 @@ from inference.runner import ModelRunner
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
+    from inference.metrics import Metrics
+
 DEADLINE = re.compile(r"[0-9]{1,12}(\.[0-9]{1,6})?")
 
 
@@ -45,10 +47,12 @@ class Service:
     Args:
         config: the settings.
         runner: the model.
+        metrics: where requests are counted, if anywhere.
     """
 
-    def __init__(self, config: Config, runner: ModelRunner) -> None:
+    def __init__(self, config: Config, runner: ModelRunner, metrics: Metrics | None) -> None:
         self._config = config
+        self._metrics = metrics
         self._runner = runner
         # As Flask's jsonify writes it, by an encoder that is made once.
         self._encode = json.JSONEncoder(
@@ -64,7 +68,7 @@ class Service:
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Answer one request."""
-        exchange = Exchange(environ, self._config.max_body_bytes)
+        exchange = Exchange(environ, self._config.max_body_bytes, self._metrics)
         try:
             payload = self._answer(environ, exchange).encode()
         except Exception as error:  # noqa: BLE001 - a model may raise whatever it likes
@@ -86,12 +90,9 @@ class Service:
         data, content_type = read_input(exchange.body, environ.get("CONTENT_TYPE", ""), self._runner.field)
         read = time.monotonic()
         result = self._runner.answer(data, content_type, deadline)
-        timing = timing_of(
-            queue=exchange.queue + result.waited,
-            decode=read - exchange.started + result.decode,
-            compute=result.compute,
-            total=exchange.total,
-        )
+        queue, decode = exchange.queue + result.waited, read - exchange.started + result.decode
+        exchange.stages = queue, decode, result.compute, exchange.total
+        timing = timing_of(queue=queue, decode=decode, compute=result.compute, total=exchange.stages[-1])
         exchange.timing = timing if result.batch is None else f'{timing[:-1]},"batch":{result.batch}}}'
         members = self._encode(result.members)[1:-1]
         return (
