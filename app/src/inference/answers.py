@@ -13,6 +13,9 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from inference.config import MODES
 
 Milliseconds = Annotated[float, Meta(ge=0)]
+ServiceName = Annotated[str, Meta(description="Name of the service.")]
+DeviceName = Annotated[str, Meta(description="The device, such as gpu0.")]
+ReleaseId = Annotated[str, Meta(description="Id of the release: code and model files.")]
 RequestId = Annotated[str, Meta(pattern="^[A-Za-z0-9._~:+=/-]{1,128}$", description="As in the header X-Request-ID.")]
 
 
@@ -20,7 +23,7 @@ class ModelAndRelease(Struct, frozen=True):
     """What computed an answer."""
 
     name: Annotated[str, Meta(description="Name of the model.")]
-    release: Annotated[str, Meta(description="Id of the release that the model and its code belong to.")]
+    release: ReleaseId
 
 
 class Timing(Struct, frozen=True):
@@ -38,36 +41,37 @@ class Answer(Struct, frozen=True):
 
     request_id: RequestId
     model: ModelAndRelease
-    device: Annotated[str, Meta(description="The device that computed it, such as gpu0.")]
+    device: DeviceName
     timing_ms: Timing
 
 
-class Place(Struct, frozen=True, kw_only=True):
-    """Who answers."""
-
-    service: Annotated[str, Meta(description="Name of the service.")]
-    device: Annotated[str, Meta(description="The device, such as gpu0.")]
-    release: Annotated[str, Meta(description="Id of the release.")]
-
-
-class Alive(Place, frozen=True, kw_only=True):
+class Alive(Struct, frozen=True, kw_only=True):
     """The process lives."""
 
     status: Literal["alive"]
+    service: ServiceName
+    device: DeviceName
+    release: ReleaseId
 
 
-class Ready(Place, frozen=True, kw_only=True):
+class Ready(Struct, frozen=True, kw_only=True):
     """The sample has given its known answer on this device, not long ago."""
 
     status: Literal["ready"]
+    service: ServiceName
+    device: DeviceName
+    release: ReleaseId
     last_success: Annotated[str, Meta(description="When that was.", extra_json_schema={"format": "date-time"})]
     age_seconds: Annotated[float, Meta(ge=0, description="How long ago that was.")]
 
 
-class Version(Place, frozen=True, kw_only=True):
+class Version(Struct, frozen=True, kw_only=True):
     """What runs here."""
 
     version: Annotated[str, Meta(description="Version of the service's code.")]
+    service: ServiceName
+    device: DeviceName
+    release: ReleaseId
     model: Annotated[str, Meta(description="Name of the model.")]
     mode: Annotated[
         str,

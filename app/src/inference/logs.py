@@ -12,7 +12,13 @@ import sys
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from datetime import datetime, timezone
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    _Handler = logging.StreamHandler[TextIO]
+else:
+    # In Python 3.10 it takes no type.
+    _Handler = logging.StreamHandler
 
 #: Write text as JSON.
 quoted: Callable[[str], str] = json.encoder.encode_basestring_ascii
@@ -68,7 +74,7 @@ class JsonFormatter(logging.Formatter):
         return f", {self._encode(known)[1:-1]}" if known else ""
 
 
-class LineHandler(logging.StreamHandler[TextIO]):
+class LineHandler(_Handler):
     """Write each record as one line, in one piece; a handler of all records, with less around it than logging's own."""
 
     def handle(self, record: logging.LogRecord) -> bool:

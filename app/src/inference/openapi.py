@@ -267,8 +267,8 @@ def _problem(status: int, kinds: Mapping[str, str]) -> Json:
 def _paths(config: Config, model: Model[Any, Any], said: Description, schemas: Mapping[str, Json]) -> Json:
     place = {"service": config.service, "device": DEVICE, "release": config.release}
     ready = {"last_success": "2026-01-01T12:00:00.000Z", "age_seconds": 3.205}
-    version = {"version": metadata.version("inference"), "model": model.name, "mode": config.mode}
-    runtime = {"torch_device": "cuda:0", "python": "3.11.2"}
+    version = {"version": metadata.version("inference")}
+    runtime = {"model": model.name, "mode": config.mode, "torch_device": "cuda:0", "python": "3.11.2"}
     described = {"type": "object", "required": ["openapi", "info", "paths", "components"]}
     pages = {
         "/healthz": ("alive", "Ask whether the process lives", schemas["Alive"], {"status": "alive", **place}),
@@ -278,7 +278,7 @@ def _paths(config: Config, model: Model[Any, Any], said: Description, schemas: M
             schemas["Ready"],
             {"status": "ready", **place, **ready},
         ),
-        "/version": ("version", "Ask what runs here", schemas["Version"], {**place, **version, **runtime}),
+        "/version": ("version", "Ask what runs here", schemas["Version"], {**version, **place, **runtime}),
         "/openapi.json": ("describe", "Get this document", described, None),
     }
     paths = {config.route: {"post": _post(config, model, said, schemas), "options": _options("infer", "OPTIONS, POST")}}
