@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import documents
 import environments
-import pages
 import pytest
 import tree
 
@@ -49,14 +49,14 @@ def scratch() -> Iterator[Path]:
 
 def test_every_line_of_the_page_does_what_it_shows(scratch: Path) -> None:
     install_programs()
-    assert len(pages.blocks(PAGE)) > 5, "the page has lost its marks"
+    assert len(documents.blocks(PAGE)) > 5, "the page has lost its marks"
     programs = [environments.app().parent, environments.nginx().parent]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("INFERENCE_")}
     environment["PATH"] = os.pathsep.join([*map(str, programs), environment["PATH"]])
     environment["PYTHONPATH"] = str(tree.ROOT / "app" / "src")
-    pages.check(PAGE, scratch, environment, PORTS)
+    documents.check(PAGE, scratch, environment, PORTS)
 
 
 def test_a_line_that_is_not_printed_is_found() -> None:
-    assert pages.lacking("a … c\nnever\n", "a  b c\nalways\n") == ["never"]
-    assert pages.lacking("b\na\n", "a\nb\n") == ["a"]
+    assert documents.lacking("a … c\nnever\n", "a  b c\nalways\n") == ["never"]
+    assert documents.lacking("b\na\n", "a\nb\n") == ["a"]

@@ -14,8 +14,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import documents
 import environments
-import pages
 import processes
 import pytest
 import tree
@@ -234,7 +234,7 @@ def test_a_jmeter_that_is_not_there_is_named() -> None:
 
 
 def test_every_block_of_the_clients_page_does_what_it_shows(port: int, tmp_path: Path) -> None:
-    found = pages.blocks(PAGE)
+    found = documents.blocks(PAGE)
     assert len(found) > 5, "the page has lost its marks"
     program = environments.app().parent
     (tmp_path / "app").symlink_to(tree.ROOT / "app")
@@ -254,5 +254,5 @@ def test_every_block_of_the_clients_page_does_what_it_shows(port: int, tmp_path:
             check=False,
         )
         printed = done.stdout.replace(str(port), "8100")
-        missing = pages.lacking(block.shown, printed)
+        missing = documents.lacking(block.shown, printed)
         assert not missing, f"the page shows\n{missing[0]}\nbut\n{block.script}\nprinted\n{printed}"

@@ -13,8 +13,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import ansible_modules
+import documents
 import environments
-import pages
 import pytest
 import tree
 from stack import Json
@@ -78,7 +78,7 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("INFERENCE_")}
     environment["PATH"] = os.pathsep.join([str(environments.app().parent), environment["PATH"]])
     environment["TMPDIR"] = str(folder)
-    pages.check(PAGE, folder, environment, ("8111", "8112"), "examples/own_model/models/*.log")
+    documents.check(PAGE, folder, environment, ("8111", "8112"), "examples/own_model/models/*.log")
     return folder / "examples" / "own_model"
 
 

@@ -136,5 +136,7 @@ def _client(folder: Path, identity: str) -> Any:
     import prometheus_client
     from prometheus_client import values
 
-    values.ValueClass = values.MultiProcessValue(lambda: identity)  # type: ignore[no-untyped-call]
+    # Without types of its own.
+    kept_in_files: Any = values.MultiProcessValue
+    values.ValueClass = kept_in_files(lambda: identity)
     return prometheus_client

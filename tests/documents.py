@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 BLOCK = re.compile(
-    r"^<!-- run -->\n```(?P<language>sh|python)\n(?P<script>.*?)^```\n(?:\n```text\n(?P<shown>.*?)^```\n)?", re.MULTILINE | re.DOTALL
+    r"^<!-- run -->\n```(?P<language>sh|python)\n(?P<script>.*?)^```\n"
+    r"(?:\n```text\n(?P<shown>.*?)^```\n)?",
+    re.MULTILINE | re.DOTALL,
 )
 #: The pages load torch several times, which takes long on a busy machine.
 TIMEOUT_SECONDS = 240
