@@ -251,6 +251,8 @@ def test_the_answer_in_all_its_parts(tab: Tab, site: Site) -> None:
     assert timing["Total"] == f"{answer['timing_ms']['total'] / 1000:.2f} s"
     assert tab.text("#caption") == "invoice.png, 900 × 1100, 21 kB"
     assert tab.text("#said") == "14 lines found"
+    command = f"curl -F image=@'invoice.png' {site.url('/v1/parse')}"
+    assert tab.find("#curl").get_attribute("textContent") == command
     tab.find("#tab-json").click()
     assert json.loads(tab.text("#view-json")) == answer
     tab.find("#tab-lines").click()
@@ -323,6 +325,8 @@ def test_other_services_show_their_json(tab: Tab, site: Site) -> None:
     (seen,) = site.app.seen
     assert (seen["path"], seen["type"], seen["body"].decode()) == ("/v1/echo", "text/plain", "Grüße")
     assert json.loads(tab.text("#view-json")) == answer
+    command = f"curl --data-raw 'Grüße' -H 'Content-Type: text/plain' {site.url('/v1/echo')}"
+    assert tab.find("#curl").get_attribute("textContent") == command
     assert not tab.find("#figure").is_displayed()
     assert not tab.find("#tab-lines").is_displayed()
     assert tab.pairs("#facts")["Device"] == "gpu1"

@@ -37,7 +37,8 @@ function group(line, place, chosen) {
 /** The text of a line, as large as its box, along its upper edge. */
 function words(line) {
   let [start, end, , below] = line.box;
-  // A box that stands upright holds a line that runs down: its text begins at the upper right corner.
+  // A box that stands upright holds a line that runs down or up, which the answer does not tell: it is drawn as
+  // one that runs down, from the upper right corner on.
   if (distance(start, below) > 1.5 * distance(start, end) && line.text.length > 1) {
     [start, end, , below] = [line.box[1], line.box[2], line.box[3], line.box[0]];
   }

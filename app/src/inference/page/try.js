@@ -8,7 +8,7 @@ const STAGES = ["queue", "decode", "compute"];
 
 let services = [];
 let service = null;
-/** What was sent last: {blob, name, type}. */
+/** What was sent last: {blob, name, type}, and text when it was written here. */
 let sent = null;
 let request = null;
 let answer = null;
@@ -50,6 +50,7 @@ async function loadServices() {
   byId("services").hidden = services.length < 2;
   select.addEventListener("change", () => {
     clear();
+    sent = null;
     choose(services[Number(select.value)]);
   });
   if (services.length) choose(services[0]);
@@ -339,10 +340,11 @@ function showCommand() {
   const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
   const url = location.origin + service.route;
   const name = sent?.name ?? (service.input === "image" ? "image.png" : "input.bin");
+  const what = sent?.text === undefined ? `--data-binary @${quoted(name)}` : `--data-raw ${quoted(sent.text)}`;
   byId("curl").textContent =
     service.input === "image"
       ? `curl -F image=@${quoted(name)} ${url}`
-      : `curl --data-binary @${quoted(name)} -H ${quoted(`Content-Type: ${sent?.type ?? "application/octet-stream"}`)} ${url}`;
+      : `curl ${what} -H ${quoted(`Content-Type: ${sent?.type ?? "application/octet-stream"}`)} ${url}`;
 }
 
 // ---- what the person does
@@ -362,7 +364,8 @@ byId("example").addEventListener("click", async () => {
 byId("input").addEventListener("submit", (event) => {
   event.preventDefault();
   const type = byId("kind").value;
-  send({ blob: new Blob([byId("text").value], { type }), name: "text", type });
+  const text = byId("text").value;
+  send({ blob: new Blob([text], { type }), name: "the text", type, text });
 });
 
 document.addEventListener("paste", (event) => {
