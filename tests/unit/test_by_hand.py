@@ -14,7 +14,7 @@ from pathlib import Path
 import environments
 import pytest
 import tree
-from pages import blocks, lacking
+from page_blocks import blocks, lacking
 
 PAGE = tree.ROOT / "docs" / "by-hand.md"
 #: Ports that the page uses; the test puts free ones in their places.

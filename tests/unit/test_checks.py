@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import environments
-import pages
+import page_blocks
 import processes
 import pytest
 import tree
@@ -196,7 +196,7 @@ def test_newman_sees_wrong_answers(port: int, tmp_path: Path) -> None:
 
 
 def jmeter(port: int, *properties: str) -> subprocess.CompletedProcess[str]:
-    command: list[str | Path] = [sys.executable, CHECKS / "jmeter" / "run.py", "--jmeter", environments.jmeter()]
+    command: list[str | Path] = [sys.executable, CHECKS / "jmeter" / "run_plan.py", "--jmeter", environments.jmeter()]
     command += ["host=127.0.0.1", f"port={port}", *properties]
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
 
@@ -224,7 +224,7 @@ def test_jmeter_sees_wrong_answers(port: int) -> None:
 
 
 def test_a_jmeter_that_is_not_there_is_named() -> None:
-    command: list[str | Path] = [sys.executable, CHECKS / "jmeter" / "run.py", "--jmeter", "/no/such/jmeter"]
+    command: list[str | Path] = [sys.executable, CHECKS / "jmeter" / "run_plan.py", "--jmeter", "/no/such/jmeter"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "/no/such/jmeter: No such file or directory; mend it with: sudo apt-get install jmeter" in done.stderr
@@ -234,7 +234,7 @@ def test_a_jmeter_that_is_not_there_is_named() -> None:
 
 
 def test_every_block_of_the_clients_page_does_what_it_shows(port: int, tmp_path: Path) -> None:
-    found = pages.blocks(PAGE)
+    found = page_blocks.blocks(PAGE)
     assert len(found) > 5, "the page has lost its marks"
     program = environments.app().parent
     (tmp_path / "app").symlink_to(tree.ROOT / "app")
@@ -254,5 +254,5 @@ def test_every_block_of_the_clients_page_does_what_it_shows(port: int, tmp_path:
             check=False,
         )
         printed = done.stdout.replace(str(port), "8100")
-        missing = pages.lacking(block.shown, printed)
+        missing = page_blocks.lacking(block.shown, printed)
         assert not missing, f"the page shows\n{missing[0]}\nbut\n{block.script}\nprinted\n{printed}"
