@@ -25,14 +25,14 @@ MODEL_PROCESS = f"cmd=exec {sys.executable} -m inference.model_process,stopsigna
 ECHO = {"INFERENCE_MODEL": "inference.models.echo:EchoModel", "INFERENCE_ACCELERATOR": "cpu"}
 
 
-def wait_for(condition: Callable[[], Any], what: str) -> Any:
+def wait_for(condition: Callable[[], Any], what: str, seconds: float = PATIENCE_SECONDS) -> Any:
     """Wait until ``condition`` gives something true, and give that."""
-    end = time.monotonic() + PATIENCE_SECONDS
+    end = time.monotonic() + seconds
     while time.monotonic() < end:
         if result := condition():
             return result
         time.sleep(0.05)
-    raise AssertionError(f"waited {PATIENCE_SECONDS:g} s in vain for {what}")
+    raise AssertionError(f"waited {seconds:g} s in vain for {what}")
 
 
 @dataclass
@@ -148,8 +148,14 @@ def batching(folder: Path, **variables: str) -> dict[str, str]:
 
 
 @contextmanager
-def uwsgi(folder: Path, workers: int = 2, variables: dict[str, str] | None = None, **options: str) -> Iterator[Server]:
-    """Run the app under real uWSGI and wait until every worker has loaded it."""
+def uwsgi(
+    folder: Path,
+    workers: int = 2,
+    variables: dict[str, str] | None = None,
+    seconds: float = PATIENCE_SECONDS,
+    **options: str,
+) -> Iterator[Server]:
+    """Run the app under real uWSGI and wait until every worker has loaded it, so many seconds at most."""
     program = Path(sys.executable).parent / "uwsgi"
     ini = uwsgi_ini(folder, processes=str(workers), **options)
     with running([str(program), "--ini", str(ini)], folder / "log", variables or ECHO) as server:
@@ -158,7 +164,7 @@ def uwsgi(folder: Path, workers: int = 2, variables: dict[str, str] | None = Non
             assert server.process.poll() is None, server.text()
             return len(server.lines("started")) >= workers
 
-        wait_for(loaded, f"{workers} workers:\n{server.text()}")
+        wait_for(loaded, f"{workers} workers:\n{server.text()}", seconds)
         match = re.search(r"bound to TCP address 127\.0\.0\.1:(\d+)", server.text())
         assert match, server.text()
         server.port = int(match[1])

@@ -243,7 +243,8 @@ def real(ocr_artifacts: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         "INFERENCE_ACCELERATOR": "cpu",
         "INFERENCE_TIMEOUT_SECONDS": "60",
     }
-    with uwsgi(tmp_path_factory.mktemp("uwsgi"), 1, variables) as server:
+    # It loads a real model, which on a busy machine takes longer than other waits.
+    with uwsgi(tmp_path_factory.mktemp("uwsgi"), 1, variables, seconds=120) as server:
         yield server
 
 
