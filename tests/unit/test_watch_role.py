@@ -1,6 +1,8 @@
 """What the role watch works out, and the pages that are made of its table and its numbers."""
 
 import json
+import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -65,14 +67,47 @@ def test_the_sandbox_is_as_tight_as_the_host_allows(roles: Roles) -> None:
     assert {"IPAddressAllow=localhost", "RestrictAddressFamilies=AF_UNIX AF_INET"} <= set(of_tcp)
 
 
-def test_what_is_placed_runs_by_itself(roles: Roles, tmp_path: Path) -> None:
-    """With Python alone, and with an `ansible` elsewhere that must not win."""
-    folder = "/usr/local/lib/fleet/watch"
+def lay(roles: Roles, folder: Path) -> None:
+    """Lay the program below a folder."""
     for path, one in worked_out(roles, [GPU])["files"].items():
-        if path.startswith(folder):
-            target = tmp_path / "watch" / path.removeprefix(f"{folder}/")
+        if path.startswith("/usr/local/lib/fleet/watch/"):
+            target = folder / path.removeprefix("/usr/local/lib/fleet/")
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text(one["content"])
+
+
+def test_on_a_bare_host_it_tells_systemd_that_it_is_ready_and_ends_in_order(roles: Roles, tmp_path: Path) -> None:
+    lay(roles, tmp_path)
+    names = ("devices_dir", "upstreams_dir", "nginx_root", "run_dir", "log_dir", "deployments_dir")
+    files = ("nginx_state_file", "pid_file", "drained_file", "measured_file", "deployed_file")
+    given = {
+        "interval_seconds": 0.2,
+        "state_file": str(tmp_path / "watch.json"),
+        "status_file": str(tmp_path / "state.json"),
+        "places": {name: str(tmp_path / name) for name in (*names, *files)},
+    }
+    settings = tmp_path / "settings.json"
+    settings.write_text(json.dumps(given))
+    command: list[str | Path] = [sys.executable, "-I", "-B", tmp_path / "watch" / "fleet_watch.py", settings]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "notify"))
+        systemd.settimeout(20)
+        address = {"NOTIFY_SOCKET": str(tmp_path / "notify")}
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, **address})
+        try:
+            assert systemd.recv(100) == b"READY=1\nWATCHDOG=1"
+            assert systemd.recv(100)
+        finally:
+            process.terminate()
+            said = process.communicate(timeout=20)[1]
+    assert (process.returncode, said) == (0, "")
+    state = json.loads((tmp_path / "state.json").read_text())
+    assert (state["devices"], state["amiss"]) == ({}, [])
+
+
+def test_what_is_placed_runs_by_itself(roles: Roles, tmp_path: Path) -> None:
+    """With Python alone, and with an `ansible` elsewhere that must not win."""
+    lay(roles, tmp_path)
     settings = tmp_path / "watch.json"
     settings.write_text(json.dumps({"classes_file": str(tmp_path / "none.ini")}))
     command: list[str | Path] = [sys.executable, "-I", "-B", tmp_path / "watch" / "fleet_watch.py", settings]
