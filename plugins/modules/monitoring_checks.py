@@ -20,7 +20,6 @@ options:
 import functools
 import json
 import time
-import urllib.parse
 import urllib.request
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -33,6 +32,20 @@ class Failed(Exception):
     """A check found something wrong; the text says what and which value was seen."""
 
 
+def read(url: str) -> str:
+    """What a service answers.
+
+    Raises:
+        Failed: it does not.
+    """
+    try:
+        # The URL is the role's own, http to a listening address of this machine.
+        with urllib.request.urlopen(url, timeout=10) as answer:  # noqa: S310
+            return answer.read().decode()
+    except (OSError, ValueError) as error:
+        raise Failed(f"{url}: {error}") from error
+
+
 def ask(url: str) -> Any:
     """JSON that a service answers.
 
@@ -40,10 +53,8 @@ def ask(url: str) -> Any:
         Failed: it does not answer, or with something else.
     """
     try:
-        # The URL is the role's own, http to a listening address of this machine.
-        with urllib.request.urlopen(url, timeout=10) as answer:  # noqa: S310
-            return json.load(answer)
-    except (OSError, ValueError) as error:
+        return json.loads(read(url))
+    except ValueError as error:
         raise Failed(f"{url}: {error}") from error
 
 
@@ -69,19 +80,12 @@ class Checks:
             raise Failed(f"{name} is {' and '.join(words)}")
         return "active, enabled"
 
-    def value(self, expression: str) -> list[dict]:
-        """Series of an expression, now."""
-        query = urllib.parse.urlencode({"query": expression})
-        return ask(f"{self.options['prometheus']}/api/v1/query?{query}")["data"]["result"]
-
     def configuration(self) -> str:
         """Both services go by the configuration in their files."""
         for name in ("prometheus", "alertmanager"):
-            text = self.value(f"{name}_config_last_reload_successful")
-            if not text or text[0]["value"][1] != "1":
-                raise Failed(
-                    f"{name} has refused its configuration" if text else f"{name} has not told about itself yet"
-                )
+            text = read(f"{self.options[name]}/metrics")
+            if f"\n{name}_config_last_reload_successful 1\n" not in text:
+                raise Failed(f"{name} has refused its configuration")
         return "loaded by both"
 
     def targets(self) -> str:
@@ -97,7 +101,8 @@ class Checks:
             down = sorted(key for key in wanted & set(found) if found[key]["health"] != "up")
             if not missing and not down:
                 return f"{len(wanted)} targets answer"
-            if missing or time.monotonic() > deadline:
+            # After a change of its configuration Prometheus takes some seconds to ask others.
+            if time.monotonic() > deadline:
                 break
             time.sleep(1)
         if missing:

@@ -1,7 +1,11 @@
 """Prometheus, Alertmanager, every alert, and the dashboard: as the role makes them, judged by Debian's own programs."""
 
+import grp
 import json
+import os
+import pwd
 import re
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +14,7 @@ from typing import Any
 import ansible_modules
 import dashboard_picture
 import environments
+import processes
 import pytest
 import tree
 import yaml
@@ -638,12 +643,113 @@ def test_a_check_changes_nothing(host: Host) -> None:
         host.apply("nonsense: {}\n", really=False)
 
 
+class RealManager(Manager):
+    """Runs the real programs, in place of systemd."""
+
+    def __init__(self, commands: dict[str, list[str]], log: Path) -> None:
+        super().__init__()
+        self.commands = commands
+        self.log = log
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    def is_right(self, name: str) -> bool:
+        return name in self.processes and self.processes[name].poll() is None
+
+    def start(self, name: str) -> None:
+        super().start(name)
+        with self.log.open("ab") as log:
+            self.processes[name] = subprocess.Popen(self.commands[name], stdout=log, stderr=log)
+
+    def call(self, *arguments: str) -> None:
+        super().call(*arguments)
+        self.processes[arguments[1]].send_signal(signal.SIGHUP)
+
+    def end(self) -> None:
+        for process in self.processes.values():
+            process.terminate()
+        for process in self.processes.values():
+            process.wait(timeout=30)
+
+
+def test_a_real_prometheus_starts_and_loads_what_changed(roles: Roles, programs: Path, tmp_path: Path) -> None:
+    """As a process of this machine. Alertmanager has to be installed for that: its templates have a fixed place."""
+    (port,) = processes.free_ports(1)
+    here, url = tmp_path / "monitoring", f"http://127.0.0.1:{port}"
+    command = [
+        str(programs / "prometheus"),
+        f"--config.file={here}/prometheus.yml",
+        f"--storage.tsdb.path={tmp_path}/data",
+        f"--web.listen-address=127.0.0.1:{port}",
+    ]
+    manager = RealManager({"prometheus.service": command}, tmp_path / "log")
+    who = {"owner": pwd.getpwuid(os.getuid()).pw_name, "group": grp.getgrgid(os.getgid()).gr_name, "mode": "0644"}
+    fleet = {"groups": {"monitoring": ["watch-1"]}, "monitoring_scrape_seconds": 1, "monitoring_prometheus_port": port}
+
+    def apply(**variables: Any) -> list[str]:
+        laid = lay(roles, tmp_path / "laid", **fleet, **variables)
+        files = {path.relative_to(laid): path.read_text() for path in laid.rglob("*") if path.is_file()}
+        options = {
+            "folder": str(here),
+            "files": [{"path": str(here / name), "content": text, **who} for name, text in files.items()],
+            "secret_files": {},
+            "secret_group": "root",
+            "checks": [[str(programs / "promtool"), "check", "config", "prometheus.yml"]],
+            "units": [
+                {
+                    "name": "prometheus.service",
+                    "restart": [],
+                    "reload": [str(here / "prometheus.yml"), str(here / "rules")],
+                    "metrics": f"{url}/metrics",
+                    "prefix": "prometheus",
+                }
+            ],
+            "timeout_seconds": 30,
+        }
+        one = module.Monitoring(options, manager)
+        one.run(really=True)
+        return [did for did in one.did if not did.startswith("placed")]
+
+    try:
+        assert apply() == ["started prometheus.service"]
+        assert apply() == []
+        assert apply(monitoring_p99_seconds=7) == ["reloaded prometheus.service"]
+
+        class Systemd:
+            def ask(self, verb: str, name: str) -> tuple[int, str]:
+                return 0, {"is-active": "active", "is-enabled": "enabled"}[verb]
+
+        options = {
+            "prometheus": url,
+            "alertmanager": "http://127.0.0.1:9",
+            "units": list(manager.commands),
+            "targets": [{"job": "prometheus", "instance": "watch-1"}],
+            "alerts": monitoring.alert_names(ALERTS),
+            "timeout_seconds": 20,
+        }
+        results = {one["name"]: one for one in checks.Checks(options, Systemd()).run()}
+        assert {name for name, one in results.items() if one["ok"]} == {
+            "prometheus.service",
+            "targets",
+            "rules",
+            "firing alerts",
+        }
+        assert "http://127.0.0.1:9/metrics" in results["configuration"]["detail"]
+
+        def bound() -> bool:
+            found = checks.ask(f"{url}/api/v1/query?query=fleet:bound:p99_seconds")["data"]["result"]
+            return bool(found and found[0]["value"][1] == "7")
+
+        processes.wait_for(bound, "the new bound")
+    finally:
+        manager.end()
+
+
 # ---- verify
 
 
 TARGET = {"labels": {"job": "fleet", "instance": "a"}, "health": "up", "lastError": ""}
 ANSWERS: Json = {
-    "query": {"data": {"result": [{"value": [0, "1"]}]}},
+    "metrics": "\nprometheus_config_last_reload_successful 1\nalertmanager_config_last_reload_successful 1\n",
     "targets": {"data": {"activeTargets": [TARGET]}},
     "rules": {"data": {"groups": [{"rules": [{"name": "Watchdog", "type": "alerting", "health": "ok"}]}]}},
     "alertmanagers": {"data": {"activeAlertmanagers": [{"url": "http://127.0.0.1:9093/api/v2/alerts"}]}},
@@ -656,6 +762,7 @@ def verified(monkeypatch: pytest.MonkeyPatch, **other: Any) -> dict[str, str]:
     """What fails, with what was seen; and which alerts fire."""
     answers = ANSWERS | other
     monkeypatch.setattr(checks, "ask", lambda url: answers[re.sub(r"\?.*", "", url).rsplit("/", 1)[1]])
+    monkeypatch.setattr(checks, "read", lambda url: answers["metrics"])
 
     class Systemd:
         def ask(self, verb: str, name: str) -> tuple[int, str]:
@@ -684,7 +791,7 @@ def test_verify_finds_nothing_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ({"unit": "failed"}, {"prometheus.service": "prometheus.service is failed and enabled"}),
         (
-            {"query": {"data": {"result": [{"value": [0, "0"]}]}}},
+            {"metrics": "\nprometheus_config_last_reload_successful 0\n"},
             {"configuration": "prometheus has refused its configuration"},
         ),
         ({"targets": {"data": {"activeTargets": []}}}, {"targets": "not asked: fleet of a"}),
