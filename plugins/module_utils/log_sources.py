@@ -260,8 +260,8 @@ class Journal:
     def newest_first(self) -> Iterator[Record]:
         """The wanted records from the newest on."""
         bounds = [f"--since=@{self.query.since / 1_000_000:.6f}"] if self.query.since else []
-        if self.query.until:
-            bounds.append(f"--until=@{self.query.until / 1_000_000:.6f}")
+        if self.query.before:
+            bounds.append(f"--until=@{self.query.before / 1_000_000:.6f}")
         with self._run(*bounds, "--reverse") as process:
             try:
                 yield from self.wanted(process.stdout or ())

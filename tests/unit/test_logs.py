@@ -189,7 +189,7 @@ def test_since_and_until(machine: Machine) -> None:
     machine.nginx(*(access(second, f"n{second}") for second in range(10)))
     for second in range(10):
         machine.journal(second, app(second, f"j{second}"))
-    bounds = {"since": (START + 4) * 1_000_000, "until": (START + 5) * 1_000_000}
+    bounds = {"since": (START + 4) * 1_000_000, "before": (START + 5) * 1_000_000}
     assert machine.requests(**bounds) == ["j4", "n4", "j5", "n5"]
 
 
