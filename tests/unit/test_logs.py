@@ -251,6 +251,9 @@ def test_entries_of_the_journal(machine: Machine) -> None:
     machine.journal(
         2, "Main process exited, code=killed", unit="init.scope", UNIT="uwsgi-emperor@gpu0.service", PRIORITY="4"
     )
+    machine.journal(
+        2.5, "Finished fleet-logrotate.service - Put logs away.", unit="init.scope", UNIT="fleet-logrotate.service"
+    )
     machine.journal(3, "worker line", _CMDLINE="ocr@gpu0 uWSGI worker 1")
     machine.journal(4, "nginx: [emerg] bind() failed", unit="nginx.service", PRIORITY="3")
     found = machine.records()
