@@ -121,7 +121,31 @@ def make(folder: Path, python: Path, project: Path, parts: list[str]) -> None:
         run(*pip, "--index-url", build["index"])
 
 
-# ---- programs of Debian --------------------------------------------------------------------------------------------
+# ---- programs of Debian ---------------------------------------------------------------------------------------------
+
+
+def unpack(folder: Path, *packages: str) -> bool:
+    """Unpack Debian packages into a folder, which is emptied before; says whether all could be fetched.
+
+    Raises:
+        Unavailable: this is neither Debian nor Ubuntu.
+    """
+    if not shutil.which("apt-get"):
+        raise Unavailable(f"the tests need {packages[0]}; mend it with: install it with this system's packages")
+    if os.geteuid() == 0 and not list(Path("/var/lib/apt/lists").glob("*_Packages*")):
+        print("fetching the package lists (apt-get update)", flush=True)
+        run("apt-get", "update", "--quiet=2")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    print(f"fetching Debian's {packages[0]} into {folder.relative_to(tree.ROOT)} (not installed)", flush=True)
+    # As whoever runs the tests: apt's own user may not write here.
+    command = ["apt-get", "--quiet=2", "--option=APT::Sandbox::User=root", "download", *packages]
+    if subprocess.run(command, cwd=folder).returncode:
+        return False
+    for archive in folder.glob("*.deb"):
+        run("dpkg-deb", "--extract", archive, folder)
+        archive.unlink()
+    return True
 
 
 def nginx() -> Path:
@@ -130,67 +154,36 @@ def nginx() -> Path:
     Installing the package would start a web server on the machine of whoever runs the tests.
 
     Raises:
-        Unavailable: this is neither Debian nor Ubuntu.
+        Unavailable: it could not be fetched.
     """
+    unpacked = CACHE / "nginx" / "usr" / "sbin" / "nginx"
+    for program in (shutil.which("nginx"), "/usr/sbin/nginx", unpacked):
+        if program and os.access(program, os.X_OK):
+            return Path(program)
     # `nginx` holds the program from Debian 12 and Ubuntu 24.04 on, `nginx-core` before.
-    return program("nginx", ("nginx", "nginx-core"))
+    for package in ("nginx", "nginx-core"):
+        if not unpack(CACHE / "nginx", package):
+            raise Unavailable(f"Debian's {package} could not be fetched; mend it with: sudo apt-get update")
+        if unpacked.exists():
+            return unpacked
+    raise Unavailable("neither nginx nor nginx-core holds /usr/sbin/nginx")
 
 
 def logrotate() -> Path:
-    """A logrotate, found in the same way: a script where the library that it needs was unpacked too.
+    """A logrotate for the logs of tests: the machine's own, else Debian's, unpacked into .cache and not installed.
 
     Raises:
-        Unavailable: this is neither Debian nor Ubuntu.
+        Unavailable: it could not be fetched.
     """
-    found = program("logrotate", ("logrotate",))
-    if CACHE not in found.parents:
-        return found
-    wrapper = CACHE / "logrotate" / "run"
-    if wrapper.exists():
-        return wrapper
-    library = unpack("logrotate", "libpopt0") / "usr" / "lib"
-    wrapper.write_text(f'#!/bin/sh\nLD_LIBRARY_PATH=$(echo {library}/*-linux-gnu) exec {found} "$@"\n')
-    wrapper.chmod(0o755)
+    for program in (shutil.which("logrotate"), "/usr/sbin/logrotate"):
+        if program and os.access(program, os.X_OK):
+            return Path(program)
+    folder = CACHE / "logrotate"
+    wrapper = folder / "run"
+    if not wrapper.exists():
+        if not unpack(folder, "logrotate", "libpopt0"):
+            raise Unavailable("Debian's logrotate could not be fetched; mend it with: sudo apt-get update")
+        libraries = f"LD_LIBRARY_PATH=$(echo {folder}/usr/lib/*-linux-gnu)"
+        wrapper.write_text(f'#!/bin/sh\n{libraries} exec {folder}/usr/sbin/logrotate "$@"\n')
+        wrapper.chmod(0o755)
     return wrapper
-
-
-def program(name: str, packages: tuple[str, ...]) -> Path:
-    """A program of /usr/sbin: the machine's own, else that of the first of Debian's packages that holds it.
-
-    Raises:
-        Unavailable: this is neither Debian nor Ubuntu.
-    """
-    unpacked = CACHE / name / "usr" / "sbin" / name
-    for path in (shutil.which(name), f"/usr/sbin/{name}", unpacked):
-        if path and os.access(path, os.X_OK):
-            return Path(path)
-    shutil.rmtree(CACHE / name, ignore_errors=True)
-    for package in packages:
-        unpack(name, package)
-        if unpacked.exists():
-            return unpacked
-    raise Unavailable(f"none of {', '.join(packages)} holds /usr/sbin/{name}")
-
-
-def unpack(name: str, package: str) -> Path:
-    """Fetch a package of Debian, and unpack it into a folder of .cache; gives the folder.
-
-    Raises:
-        Unavailable: this is neither Debian nor Ubuntu, or the package could not be fetched.
-    """
-    if not shutil.which("apt-get"):
-        raise Unavailable(f"{name} is needed for the tests; mend it with: install {name} with this system's packages")
-    if os.geteuid() == 0 and not list(Path("/var/lib/apt/lists").glob("*_Packages*")):
-        print("fetching the package lists (apt-get update)", flush=True)
-        run("apt-get", "update", "--quiet=2")
-    folder = CACHE / name
-    folder.mkdir(parents=True, exist_ok=True)
-    print(f"fetching Debian's {package} into .cache/{name} (not installed)", flush=True)
-    # As whoever runs the tests: apt's own user may not write here.
-    command = ["apt-get", "--quiet=2", "--option=APT::Sandbox::User=root", "download", package]
-    if subprocess.run(command, cwd=folder).returncode:
-        raise Unavailable(f"Debian's {package} could not be fetched; mend it with: sudo apt-get update")
-    (archive,) = folder.glob("*.deb")
-    run("dpkg-deb", "--extract", archive, folder)
-    archive.unlink()
-    return folder
