@@ -45,7 +45,7 @@ class Writer:
         """A record; text of several lines, such as a traceback, stands below it."""
         host, place = plain(str(record["host"])), plain(place_of(record))
         self._host, self._place = max(self._host, len(host)), max(self._place, len(place))
-        rest = {name: value for name, value in record.items() if name not in COLUMNS and value is not None}
+        rest = {name: value for name, value in record.items() if name not in COLUMNS and value not in (None, "")}
         # nginx serves all; its line belongs to a service where the route tells.
         if place == record.get("source"):
             rest = {name: record[name] for name in ("service", "device") if name in record} | rest

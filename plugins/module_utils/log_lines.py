@@ -228,7 +228,7 @@ class Query:
     """Which lines are wanted; times in microseconds, 0 for none."""
 
     since: int = 0
-    until: int = 0
+    before: int = 0
     request_id: str = ""
     level: str = "info"
     service: str = ""
@@ -253,7 +253,7 @@ class Query:
 
     def in_time(self, at: int) -> bool:
         """Whether a time is within the bounds."""
-        return self.since <= at and (not self.until or at <= self.until)
+        return self.since <= at and (not self.before or at <= self.before)
 
     def is_of_request(self, record: Record) -> bool:
         """Whether a record is of the wanted request; lines without form name it somewhere in their text."""

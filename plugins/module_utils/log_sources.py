@@ -22,6 +22,8 @@ MOST_BYTES = 64 * 2**20
 DISORDER = 60_000_000
 #: What of an entry of the journal is needed.
 FIELDS = "MESSAGE,PRIORITY,UNIT,_SYSTEMD_UNIT,SYSLOG_IDENTIFIER,_CMDLINE"
+#: What systemd says around each run of what a timer starts, or beside that something has started.
+_ROUTINE = re.compile(r"Starting |Finished |.*: (?:Deactivated successfully\.|Consumed )")
 #: Processes of a vassal carry the name of its service.
 _PROCESS = re.compile(r"([a-z][a-z0-9-]*)@[a-z0-9]+ ")
 
@@ -237,6 +239,8 @@ class Journal:
         unit = str(entry.get("UNIT") or entry.get("_SYSTEMD_UNIT") or entry.get("SYSLOG_IDENTIFIER") or "journal")
         priority = str(entry.get("PRIORITY", "6"))
         level = PRIORITIES[int(priority)] if priority in "01234567" else "info"
+        if level == "info" and "UNIT" in entry and _ROUTINE.match(text):
+            level = "debug"
         source = unit.removesuffix(".service")
         # The unit of nginx says what nginx does not write to its own files.
         record = self.parser.record(
@@ -260,8 +264,8 @@ class Journal:
     def newest_first(self) -> Iterator[Record]:
         """The wanted records from the newest on."""
         bounds = [f"--since=@{self.query.since / 1_000_000:.6f}"] if self.query.since else []
-        if self.query.until:
-            bounds.append(f"--until=@{self.query.until / 1_000_000:.6f}")
+        if self.query.before:
+            bounds.append(f"--until=@{self.query.before / 1_000_000:.6f}")
         with self._run(*bounds, "--reverse") as process:
             try:
                 yield from self.wanted(process.stdout or ())

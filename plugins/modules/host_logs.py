@@ -12,7 +12,7 @@ description:
   - nginx's error log names connections only; its lines get the id of the request by nginx's own line for that request.
 options:
   since: {description: "Oldest time, in microseconds since 1970; 0 for none.", type: int, default: 0}
-  until: {description: Newest time., type: int, default: 0}
+  before: {description: Newest time., type: int, default: 0}
   request_id: {description: Only lines of this request., type: str, default: ""}
   level: {description: Lowest level., type: str, choices: [debug, info, warning, error, critical], default: info}
   service: {description: Only lines of this service., type: str, default: ""}
@@ -170,7 +170,7 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "since": {"type": "int", "default": 0},
-            "until": {"type": "int", "default": 0},
+            "before": {"type": "int", "default": 0},
             "request_id": text,
             "level": {"type": "str", "choices": list(LEVELS), "default": "info"},
             "service": text,
@@ -196,7 +196,7 @@ def main() -> None:
         else:
             if options["follow"]:
                 # What comes while the rest is read is for the next call.
-                options["until"] = time.time_ns() // 1000
+                options["before"] = time.time_ns() // 1000
                 cursor = Logs(options).marks()
             records, cut = Logs(options).newest()
     except LogError as error:

@@ -189,7 +189,7 @@ def test_since_and_until(machine: Machine) -> None:
     machine.nginx(*(access(second, f"n{second}") for second in range(10)))
     for second in range(10):
         machine.journal(second, app(second, f"j{second}"))
-    bounds = {"since": (START + 4) * 1_000_000, "until": (START + 5) * 1_000_000}
+    bounds = {"since": (START + 4) * 1_000_000, "before": (START + 5) * 1_000_000}
     assert machine.requests(**bounds) == ["j4", "n4", "j5", "n5"]
 
 
@@ -250,6 +250,9 @@ def test_entries_of_the_journal(machine: Machine) -> None:
     machine.journal(1, list("no text \xff".encode("latin-1")))
     machine.journal(
         2, "Main process exited, code=killed", unit="init.scope", UNIT="uwsgi-emperor@gpu0.service", PRIORITY="4"
+    )
+    machine.journal(
+        2.5, "Finished fleet-logrotate.service - Put logs away.", unit="init.scope", UNIT="fleet-logrotate.service"
     )
     machine.journal(3, "worker line", _CMDLINE="ocr@gpu0 uWSGI worker 1")
     machine.journal(4, "nginx: [emerg] bind() failed", unit="nginx.service", PRIORITY="3")

@@ -69,7 +69,7 @@ def test_a_line_for_people() -> None:
     found = report({"h": answered(vassal, nginx, line(3, "fleet-prober", event="h is ill", level="warning"))})
     assert found["lines"] == [
         '2026-11-25T22:00:01.000000Z  h  gpu0/ocr  info     request abc status=200 path="/a b" timing_ms={"total":1.5}',
-        '2026-11-25T22:00:02.000000Z  h  nginx     info     request abc service=ocr device=gpu0 status=200 upstream=""',
+        "2026-11-25T22:00:02.000000Z  h  nginx     info     request abc service=ocr device=gpu0 status=200",
         "2026-11-25T22:00:03.000000Z  h  fleet-prober  warning  h is ill",
     ]
 
