@@ -79,12 +79,13 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def parse_lock(text: str, source: str = "app/uv.lock") -> list[Requirement]:
+def parse_lock(text: str, source: str = "app/uv.lock", mend: str = "") -> list[Requirement]:
     """Read pinned requirements with markers and hashes, as ``uv export`` and ``uv pip compile`` write them.
 
     Args:
         text: the requirements.
         source: where they are from, for errors.
+        mend: what to do about an error.
 
     Raises:
         BuildError: a line is no pinned requirement.
@@ -97,7 +98,7 @@ def parse_lock(text: str, source: str = "app/uv.lock") -> list[Requirement]:
         hashes = tuple(re.findall(r"--hash=sha256:([0-9a-f]{64})", logical))
         entry = LOCK_ENTRY.match(re.sub(r"--hash=\S+", "", logical).strip())
         if entry is None:
-            raise BuildError(f"{source} has a line that is not NAME==VERSION: {logical[:120]!r}. {PIN}")
+            raise BuildError(f"{source} has a line that is not NAME==VERSION: {logical[:120]!r}. {mend}".rstrip())
         found.append(Requirement(entry["name"], entry["version"], entry["marker"] or "", hashes))
     return found
 

@@ -89,7 +89,7 @@ def further_requirements(path: Path, locked: list[Requirement], target: Target) 
     """
     known = {normal(one.name): one.version for one in locked}
     found = []
-    for one in for_target(parse_lock(path.read_text(), str(path)), target):
+    for one in for_target(parse_lock(path.read_text(), str(path), PIN), target):
         if not one.hashes:
             raise BuildError(f"{path}: {one.name}=={one.version} has no --hash. {PIN}")
         version = known.get(normal(one.name), one.version)
