@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import time
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,7 @@ class Files:
             except (FileNotFoundError, EOFError):
                 # Rotation renames and packs meanwhile.
                 continue
-            except OSError as error:
+            except (OSError, zlib.error) as error:
                 raise LogError(f"{path} cannot be read: {error}") from error
 
     def _plain(self, path: Path, at: int) -> Iterator[Record]:

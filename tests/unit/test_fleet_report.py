@@ -27,7 +27,8 @@ PLAYBOOK = """
         data:
           fleet_report:
             lines: ["ok {{ inventory_hostname }}", "é"]
-            data: {hosts: "{{ groups['all'] }}", share: "{{ 0.5 }}", exit: "{{ toy_exit | int }}"}
+            data: "{{ toy_data | default({'hosts': groups['all'], 'share': 0.5, 'exit': toy_exit | int}) }}"
+            notes: "{{ toy_notes | default([]) }}"
             failures: []
             exit: "{{ toy_exit }}"
     - name: End
@@ -81,3 +82,10 @@ def test_without_report_nothing_was_checked(tmp_path: Path) -> None:
     assert json.loads(report.out) == {"failures": ["localhost: Break: broken"], "exit": 2}
     assert report.exit == "2"
     assert "localhost: Break: broken" in report.err
+
+
+def test_lines_that_are_for_programs_too_and_notes_beside_them(tmp_path: Path) -> None:
+    given = json.dumps({"toy_exit": 0, "toy_data": None, "toy_notes": ["one host was slow"]})
+    report = Report(tmp_path, "-e", given, FLEET_FORMAT="json")
+    assert (report.out, report.exit) == ("ok localhost\né\n", "0")
+    assert "one host was slow\n" in report.err
