@@ -54,6 +54,7 @@ def _service(vassal: Vassal, routes: dict[str, str]) -> dict[str, Any]:
         "queue": int(waiting),
         "queue_max": most or None,
         "in_flight": int(vassal.total("fleet_requests_in_flight")),
-        "requests": int(vassal.total("fleet_requests_total")),
+        # Without those for health, of which edges and the watch send many.
+        "requests": int(vassal.total("fleet_requests_total", route=routes.get(vassal.service, ""))),
         "rejected": int(vassal.total("fleet_requests_rejected_total")),
     }
