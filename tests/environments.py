@@ -144,6 +144,13 @@ def schemathesis() -> Path:
 # ---- programs of Debian ---------------------------------------------------------------------------------------------
 
 
+def fetch_lists() -> None:
+    """Fetch the lists of Debian's packages where there are none, as on a bare machine."""
+    if os.geteuid() == 0 and not list(Path("/var/lib/apt/lists").glob("*_Packages*")):
+        print("fetching the package lists (apt-get update)", flush=True)
+        run("apt-get", "update", "--quiet=2")
+
+
 def unpack(folder: Path, *packages: str) -> bool:
     """Unpack Debian packages into a folder, which is emptied before; says whether all could be fetched.
 
@@ -152,9 +159,7 @@ def unpack(folder: Path, *packages: str) -> bool:
     """
     if not shutil.which("apt-get"):
         raise Unavailable(f"the tests need {packages[0]}; mend it with: install it with this system's packages")
-    if os.geteuid() == 0 and not list(Path("/var/lib/apt/lists").glob("*_Packages*")):
-        print("fetching the package lists (apt-get update)", flush=True)
-        run("apt-get", "update", "--quiet=2")
+    fetch_lists()
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     print(f"fetching Debian's {packages[0]} into {folder.relative_to(tree.ROOT)} (not installed)", flush=True)
@@ -212,6 +217,7 @@ def browser() -> Browser:
     if not fonts.exists():
         shell = "chromium-headless-shell"
         # What it needs and this machine does not have; the driver works without the browser that its package asks for.
+        fetch_lists()
         wanted = ["apt-get", "--simulate", "--quiet=2", "install", "--no-install-recommends", shell]
         asked = subprocess.run(wanted, stdout=subprocess.PIPE, text=True).stdout.splitlines()
         needed = {line.split()[1] for line in asked if line.startswith("Inst ")} - {shell}
@@ -256,8 +262,7 @@ def installed(program: str, *packages: str) -> Path:
     command = ["apt-get", "install", "--yes", "--quiet=2", "--no-install-recommends", *packages]
     if os.geteuid() != 0 or shutil.which("apt-get") is None:
         raise Unavailable(f"{program} is needed; mend it with: sudo {' '.join(command)}")
-    if not list(Path("/var/lib/apt/lists").glob("*_Packages*")):
-        run("apt-get", "update", "--quiet=2")
+    fetch_lists()
     print(f"installing {' and '.join(packages)}", flush=True)
     run(*command, env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"})
     return Path(shutil.which(program) or f"/usr/bin/{program}")
