@@ -54,7 +54,6 @@ def scrapes(folder: Path, workers: int) -> dict[str, float]:
         "nginx_status": "http://127.0.0.1:9/nginx",
         "nginx_dir": str(folder),
         "devices_dir": str(folder / "devices"),
-        "run_dir": str(folder),
     }
     (folder / "exporter.json").write_text(json.dumps(settings))
     vassals = folder / "devices" / "cpu0" / "vassals"

@@ -32,6 +32,21 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 ansible.module_utils.__path__.append(str(MODULE_UTILS))
 for name in sorted(path.stem for path in MODULE_UTILS.glob("*.py")):
     sys.modules[name] = importlib.import_module(f"ansible.module_utils.{name}")
+#: A play that checks an inventory as every verb does; tasks may follow.
+PREFLIGHT = """
+- hosts: inference
+  gather_facts: false
+  roles:
+    - preflight
+    # Only for their variables.
+    - { role: devices, tags: [never] }
+    - { role: emperor, tags: [never] }
+    - { role: nginx, tags: [never] }
+    - { role: release, tags: [never] }
+    - { role: site, tags: [never] }
+    - { role: services, tags: [never] }
+    - { role: verify, tags: [never] }
+"""
 
 
 def begin(name: str, arguments: Mapping[str, Any], **environment: str) -> subprocess.Popen[str]:

@@ -145,7 +145,6 @@ def host(tmp_path: Path) -> Iterator[Host]:
         nginx_status=f"http://127.0.0.1:{server.server_port}/nginx",
         nginx_dir=tmp_path / "nginx",
         devices_dir=tmp_path / "devices",
-        run_dir=tmp_path,
         drained_file=tmp_path / "drained.json",
         deployed_file=tmp_path / "deployed.json",
         watch_file=tmp_path / "watch.json",

@@ -28,19 +28,9 @@ SYSTEM = platform.freedesktop_os_release()
 FILE = re.compile(r"^<!-- file: (\S+) -->\n```\w+\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INVENTORIES = sorted(path.name for path in EXAMPLE.glob("inventory-*.yml"))
 #: A play that checks an inventory as deploy does, works out the release, and tells what would go into it and run.
-PLAYBOOK = """
-- hosts: inference
-  gather_facts: false
-  roles:
-    - preflight
-    # Only for their variables.
-    - { role: devices, tags: [never] }
-    - { role: emperor, tags: [never] }
-    - { role: nginx, tags: [never] }
-    - { role: release, tags: [never] }
-    - { role: site, tags: [never] }
-    - { role: services, tags: [never] }
-    - { role: verify, tags: [never] }
+PLAYBOOK = (
+    ansible_modules.PREFLIGHT
+    + """\
   tasks:
     - name: Work out the release
       ansible.builtin.import_role:
@@ -58,6 +48,7 @@ PLAYBOOK = """
       vars:
         made: "{{ __release_built }}"
 """
+)
 #: Run in the release by the app's Python: the answer to the service's sample, by the app that uWSGI would load.
 ASK = """
 import importlib, json, sys

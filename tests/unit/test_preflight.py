@@ -19,20 +19,7 @@ preflight = ansible_modules.load("action", "preflight")
 resolve = ansible_modules.load("filter", "services").services_resolve
 OCR: Json = {"name": "ocr", "route": "/v1/parse", "model": "inference.models.ocr:OcrModel"}
 SYSTEM = platform.freedesktop_os_release()
-PLAYBOOK = """
-- hosts: inference
-  gather_facts: false
-  roles:
-    - preflight
-    # Only for their variables.
-    - { role: devices, tags: [never] }
-    - { role: emperor, tags: [never] }
-    - { role: nginx, tags: [never] }
-    - { role: release, tags: [never] }
-    - { role: site, tags: [never] }
-    - { role: services, tags: [never] }
-    - { role: verify, tags: [never] }
-"""
+PLAYBOOK = ansible_modules.PREFLIGHT
 
 
 def complaints(**options: Any) -> list[str]:

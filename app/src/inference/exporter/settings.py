@@ -23,7 +23,6 @@ class Settings:
         nginx_status: URL of nginx's own numbers (stub_status).
         nginx_dir: folder of nginx's configuration.
         devices_dir: folder of the devices' vassals.
-        run_dir: folder of the vassals' sockets.
         drained_file: devices that are out, with who took them out and why.
         deployed_file: which deployment is in force.
         watch_file: what the watch has seen of the GPUs' driver.
@@ -38,7 +37,6 @@ class Settings:
     nginx_status: str
     nginx_dir: Path = Path("/etc/nginx")
     devices_dir: Path = Path("/etc/fleet/devices")
-    run_dir: Path = Path("/run/fleet")
     drained_file: Path = Path("/var/lib/fleet/drained.json")
     deployed_file: Path = Path("/etc/fleet/deployed.json")
     watch_file: Path = Path("/run/fleet-watch/state.json")
