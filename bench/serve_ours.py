@@ -70,6 +70,14 @@ class Ours:
                 found[pid] = "model process" if b"inference.model_process" in words else f"{worker} {number}"
         return found
 
+    def kinds(self) -> dict[int, str]:
+        """The same, without a name of its own for each of a kind, and masters with their workers."""
+        names = {"uWSGI master": "web workers", "nginx master": "nginx", "model process": "model process"}
+        return {
+            pid: names.get(name, "nginx" if "nginx" in name else "web workers")
+            for pid, name in self.processes().items()
+        }
+
 
 @contextmanager
 def ours(name: str, port: int, **options: Any) -> Iterator[Ours]:

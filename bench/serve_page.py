@@ -30,6 +30,8 @@ TITLES = {
 def row(name: str, found: dict[str, Any]) -> str:
     """One row's tables."""
     parts = [f"### {TITLES[name]}\n", servers(name, found["servers"]), goals(found["goals"])]
+    if usage := processor(found["servers"]):
+        parts.insert(2, usage)
     if name == "overload":
         parts.insert(2, refusals(found["servers"]["ours, mode batch"]))
     machine = found["machine"]
@@ -60,6 +62,16 @@ def servers(name: str, found: dict[str, Any]) -> str:
         lines.append([server, rate, rates, ms.get("p50"), ms.get("p99"), one.get("bad")])
     heads = ["Server", "Right answers a second", "Of each load", "p50, ms", "p99, ms", "Wrong, refused or failed"]
     return table(heads, lines)
+
+
+def processor(found: dict[str, Any]) -> str:
+    """What an answer takes of the cores, where it was measured."""
+    measured = {server: one["processor_us"] for server, one in found.items() if "processor_us" in one}
+    kinds = list(dict.fromkeys(kind for one in measured.values() for kind in one))
+    lines: Cells = [
+        [server, *(one.get(kind) for kind in kinds), round(sum(one.values()), 1)] for server, one in measured.items()
+    ]
+    return table(["Processor time of an answer, µs", *kinds, "all"], lines) if measured else ""
 
 
 def goals(found: list[dict[str, Any]]) -> str:

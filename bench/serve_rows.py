@@ -8,14 +8,16 @@ import http.client
 import json
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import environments
 import serve_ours
 import serve_peers
+import serve_usage
 import tree
 from serve_load import Request, load
 
@@ -30,6 +32,15 @@ IN_PROCESS = serve_peers.PEERS / "in_process.py"
 OVERLOAD = 2.0
 #: So many that the schedule never waits for a free one: answers take less than a quarter of a second.
 OVERLOAD_CONNECTIONS = 512
+
+
+@dataclass(frozen=True)
+class Served:
+    """A server that runs, and what its processes are."""
+
+    port: int
+    path: str
+    kinds: Mapping[int, str]
 
 
 def in_process(*arguments: str) -> Any:
@@ -61,25 +72,33 @@ def mlp_requests_as_json(path: str) -> list[Request]:
     ]
 
 
-def measured(port: int, requests: list[Request], connections: int, seconds: float) -> Row:
-    """Warm up, load several times, and give the median load with the rates of all."""
-    load(port, requests, connections, WARM_SECONDS)
+def measured(server: Served, requests: list[Request], connections: int, seconds: float) -> Row:
+    """Warm up, load several times, and give the median load with the rates of all and what all took of the cores."""
+    load(server.port, requests, connections, WARM_SECONDS)
+    before = serve_usage.processor_seconds(server.kinds)
     loads = sorted(
-        (load(port, requests, connections, seconds) for _ in range(ROUNDS)), key=lambda one: one["requests_per_second"]
+        (load(server.port, requests, connections, seconds) for _ in range(ROUNDS)),
+        key=lambda one: one["requests_per_second"],
     )
-    return {**loads[ROUNDS // 2], "rates": [one["requests_per_second"] for one in loads]}
+    after = serve_usage.processor_seconds(server.kinds)
+    return {
+        **loads[ROUNDS // 2],
+        "rates": [one["requests_per_second"] for one in loads],
+        "processor_us": serve_usage.of_each(before, after, sum(one["good"] + one["bad"] for one in loads)),
+    }
 
 
-def with_server(name: str, work: str, options: dict[str, Any], use: Callable[[int, str], Row]) -> Row:
+def with_server(name: str, work: str, options: dict[str, Any], use: Callable[[Served], Row]) -> Row:
     """Start a server, use it, and say what it was; what fails is a result too, and the others go on."""
     print(f"  {name}", flush=True)
     try:
         with ExitStack() as stack:
             if name.startswith("ours"):
                 server = stack.enter_context(serve_ours.ours(work, PORT, **options))
-                return use(server.port, server.route)
-            stack.enter_context(serve_peers.peer(name.split(",")[0], work, PORT, **options))
-            return use(PORT, "/ocr" if work == "ocr" else "/predict")
+                return use(Served(server.port, server.route, server.kinds()))
+            peer = stack.enter_context(serve_peers.peer(name.split(",")[0], work, PORT, **options))
+            path = "/ocr" if work == "ocr" else "/predict"
+            return use(Served(PORT, path, dict.fromkeys(peer.processes(), "server")))
     except (RuntimeError, AssertionError, OSError) as error:
         print(f"  {name} failed: {error}", flush=True)
         return {"failed": str(error)[-500:], "requests_per_second": 0.0}
@@ -103,8 +122,8 @@ def goal(text: str, value: float, wanted: float, more: bool = True) -> Row:
 def echo(seconds: float) -> Row:
     """Nothing to compute: what the server itself costs."""
 
-    def use(port: int, path: str) -> Row:
-        return measured(port, echo_requests(path), CONNECTIONS, seconds)
+    def use(server: Served) -> Row:
+        return measured(server, echo_requests(server.path), CONNECTIONS, seconds)
 
     peers = ["mosec", "gunicorn", "litserve", "bentoml"]
     found = {name: with_server(name, "echo", {}, use) for name in ["ours", *peers]}
@@ -117,11 +136,11 @@ def mlp(seconds: float) -> Row:
     """A model that gains from batches, on one torch thread."""
     found: Row = {"torch loop": in_process("loop", str(seconds))}
 
-    def use(port: int, path: str) -> Row:
-        return measured(port, mlp_requests(path), CONNECTIONS, seconds)
+    def use(server: Served) -> Row:
+        return measured(server, mlp_requests(server.path), CONNECTIONS, seconds)
 
-    def use_json(port: int, path: str) -> Row:
-        return measured(port, mlp_requests_as_json(path), CONNECTIONS, seconds)
+    def use_json(server: Served) -> Row:
+        return measured(server, mlp_requests_as_json(server.path), CONNECTIONS, seconds)
 
     found["ours, mode batch"] = with_server("ours, mode batch", "mlp", {"mode": "batch"}, use)
     found["ours, mode process"] = with_server("ours, mode process", "mlp", {"workers": serve_ours.CORES}, use)
@@ -143,8 +162,8 @@ def single(seconds: float) -> Row:
     call = in_process("one", str(seconds))
     found: Row = {"in process": {"requests_per_second": call["requests_per_second"], "ms": {"p50": call["ms_p50"]}}}
 
-    def use(port: int, path: str) -> Row:
-        return measured(port, mlp_requests(path), 1, seconds)
+    def use(server: Served) -> Row:
+        return measured(server, mlp_requests(server.path), 1, seconds)
 
     found["ours, mode process"] = with_server("ours, mode process", "mlp", {"workers": serve_ours.CORES}, use)
     found["ours, mode batch"] = with_server("ours, mode batch", "mlp", {"mode": "batch"}, use)
@@ -173,14 +192,17 @@ def overload(seconds: float) -> Row:
     """Twice as many requests as can be answered, on a schedule that does not wait for answers."""
     options = {"mode": "batch", "batch_max_items": 32, "queue_max_items": 64}
 
-    def use(port: int, path: str) -> Row:
-        requests = mlp_requests(path)
-        peak = measured(port, requests, CONNECTIONS, seconds)
+    def use(server: Served) -> Row:
+        requests = mlp_requests(server.path)
+        peak = measured(server, requests, CONNECTIONS, seconds)
         rate = OVERLOAD * peak["requests_per_second"]
-        flood = load(port, requests, OVERLOAD_CONNECTIONS, 6 * seconds, rate, traced=True)
+        before = serve_usage.processor_seconds(server.kinds)
+        flood = load(server.port, requests, OVERLOAD_CONNECTIONS, 6 * seconds, rate, traced=True)
+        after = serve_usage.processor_seconds(server.kinds)
+        flood["processor_us"] = serve_usage.of_each(before, after, flood["good"] + flood["bad"])
         waits = [float(value) for value in flood["retry_after"] if value != "none"]
         time.sleep(max(waits, default=0))
-        status, ms = answer_alone(port, requests[0])
+        status, ms = answer_alone(server.port, requests[0])
         after = {"status": status, "ms": round(ms, 1)}
         return {**flood, "peak": peak["requests_per_second"], "rate": round(rate, 1), "after_retry_after": after}
 
@@ -245,17 +267,17 @@ def ocr(seconds: float) -> Row:
     content = pages()
     lines: dict[str, list[list[str]]] = {}
 
-    def user(name: str) -> Callable[[int, str], Row]:
-        def use(port: int, path: str) -> Row:
+    def user(name: str) -> Callable[[Served], Row]:
+        def use(server: Served) -> Row:
             plain = name.startswith("ours")
             requests, lines[name] = [], []
             for page, body in content.items():
                 sent, kind = (body, "application/octet-stream") if plain else multipart(page, body)
-                read = read_page(port, path, sent, kind)
+                read = read_page(server.port, server.path, sent, kind)
                 lines[name].append(sorted(read))
                 text = json.dumps(max(read, key=len), ensure_ascii=False).encode()
-                requests.append(Request(path, sent, kind, text))
-            return {f"c={count}": load(port, requests, count, 3 * seconds) for count in (1, 8)}
+                requests.append(Request(server.path, sent, kind, text))
+            return {f"c={count}": load(server.port, requests, count, 3 * seconds) for count in (1, 8)}
 
         return use
 

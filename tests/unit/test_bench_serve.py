@@ -1,12 +1,16 @@
 """The benchmark of serving: what it makes of what the load client says, and the tables it writes."""
 
+import subprocess
+import sys
 from typing import Any
 
 import measure_soak
+import processes
 import pytest
 import serve_load
 import serve_page
 import serve_rows
+import serve_usage
 
 MACHINE = {"cpu": "A", "cores": 2, "memory_gib": 8.0, "kernel": "6.1", "python": "3.11.2", "load_before": 0.1}
 
@@ -55,7 +59,11 @@ def test_goals(value: float, more: bool, met: bool) -> None:
 
 def test_a_row_shows_failed_servers_and_missed_goals() -> None:
     servers = {
-        "ours": {**serve_load.summary(raw()), "rates": [44.0, 45.0, 46.0]},
+        "ours": {
+            **serve_load.summary(raw()),
+            "rates": [44.0, 45.0, 46.0],
+            "processor_us": {"nginx": 30.0, "load client": 5.5},
+        },
         "x": {"failed": "no", "requests_per_second": 0},
     }
     found = {
@@ -69,6 +77,27 @@ def test_a_row_shows_failed_servers_and_missed_goals() -> None:
     assert "| ours | 45.0 | 44.0 · 45.0 · 46.0 | 1.0 | 3.0 | 0 |" in text
     assert "| x | failed |" in text
     assert "| ratio | 1.2 | 1.5 | **missed** |" in text
+    assert "| ours | 30.0 | 5.5 | 35.5 |" in text
+
+
+def test_processor_time_is_counted_by_kind() -> None:
+    busy = [sys.executable, "-c", "import time\nwhile time.process_time() < 0.3: pass\nprint(1, flush=True)\ninput()"]
+    before = serve_usage.processor_seconds({})[serve_usage.CLIENT]
+    with subprocess.Popen(busy, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        # Processes that have ended are no reason to fail: servers replace their workers.
+        kinds = {process.pid: "worker", 2**22 + 1: "worker"}
+        running = serve_usage.processor_seconds(kinds)
+        process.communicate(b"\n")
+    ended = serve_usage.processor_seconds({})
+    assert 0.25 <= running["worker"] < processes.PATIENCE_SECONDS
+    assert running[serve_usage.CLIENT] == before
+    assert ended[serve_usage.CLIENT] - before >= 0.25
+
+
+def test_processor_time_is_shared_by_the_answers() -> None:
+    assert serve_usage.of_each({"a": 1.0, "b": 0.0}, {"a": 1.5, "b": 0.0}, 1000) == {"a": 500.0, "b": 0.0}
 
 
 def test_memory_is_judged_after_the_warm_up() -> None:
