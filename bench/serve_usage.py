@@ -16,7 +16,7 @@ def processor_seconds(kinds: Mapping[int, str]) -> dict[str, float]:
     Args:
         kinds: process ids, and under which name each counts. Processes that have ended count nothing.
     """
-    found = {kind: 0.0 for kind in kinds.values()}
+    found = dict.fromkeys(kinds.values(), 0.0)
     for pid, kind in kinds.items():
         try:
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
