@@ -7,7 +7,8 @@ import json
 import os
 from pathlib import Path
 
-AUDIT_LOG = Path("/var/log/fleet/audit.log")
+#: Name of its file, in the folder of the log files.
+AUDIT_LOG = "audit.log"
 
 
 def now() -> str:
@@ -15,12 +16,13 @@ def now() -> str:
     return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
 
-def note(run: dict, event: str, log: Path = AUDIT_LOG, **fields: object) -> str:
+def note(run: dict, event: str, log: Path, **fields: object) -> str:
     """Append one event to the audit log.
 
     Args:
         run: who does it, as the fact ``fleet_run`` (``id``, ``by``, ``verb``).
         event: what was done, one word such as ``switched``.
+        log: the file.
         fields: what else is worth knowing of it.
 
     Returns:

@@ -23,6 +23,7 @@ START_SECONDS = 10
 #: Whoever else changes nginx's folder has placed its files and seen new workers by then.
 ALONE_SECONDS = 3 * START_SECONDS
 POLL_SECONDS = 0.1
+ERROR_LOG = Path("/var/log/nginx/error.log")
 
 
 def children(pid: int) -> set[int]:
@@ -148,9 +149,14 @@ def fill(text: str, addresses: Mapping[str, str], out: Collection[str], former: 
 
 
 def last_errors() -> str:
-    """The end of nginx's error log."""
-    log = Path("/var/log/nginx/error.log")
-    return "\n".join(log.read_text(errors="replace").splitlines()[-5:]) if log.is_file() else ""
+    """The end of nginx's error log, and what mends it where that is known."""
+    lines = ERROR_LOG.read_text(errors="replace").splitlines()[-5:] if ERROR_LOG.is_file() else []
+    if any("Address already in use" in line for line in lines):
+        lines.append(
+            "A port goes from all addresses to one of them, or back, only while nginx does not run. Where an edge leads "
+            "requests elsewhere: ./fleet drain HOST. Then, on the host: systemctl stop nginx; then deploy again."
+        )
+    return "\n".join(lines)
 
 
 def run_command(command: list[str]) -> tuple[int, str, str]:

@@ -14,7 +14,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from ansible.module_utils import memory
-from ansible.module_utils.audit import note, now
+from ansible.module_utils.audit import AUDIT_LOG, note, now
 from ansible.module_utils.deployments import Deployments
 from ansible.module_utils.fleet_socket import SocketError, stats, stats_path
 from ansible.module_utils.nginx_configuration import Configuration, NginxError, fill, program_changed
@@ -67,6 +67,7 @@ class Switch:
         self.devices: dict[str, dict] = {one["name"]: one for one in options["devices"]}
         self.units: list[dict] = options["units"]
         self.run: dict = options["run"]
+        self.audit_log = Path(options["log_dir"]) / AUDIT_LOG
         self.files = PlacedFiles(options["files"], options["folders"])
         self.pending: list[str] = []
         self.nginx: dict = options["nginx"]
@@ -322,7 +323,7 @@ class Switch:
             if leads:
                 self.lead_past()
             self.did.append(f"restarted {name}")
-            note(self.run, "restarted", unit=name, files=files)
+            note(self.run, "restarted", self.audit_log, unit=name, files=files)
 
     def need_others(self, device: str, why: str) -> None:
         """Refuse to stop the last device that serves.
@@ -465,7 +466,14 @@ class Switch:
         self.started += [one.full_name for one in started]
         self.did += [f"started vassal {one.full_name}" for one in started]
         for one in started:
-            note(self.run, "switched", device=one.device, service=one.wanted["service"], release=one.wanted["release"])
+            note(
+                self.run,
+                "switched",
+                self.audit_log,
+                device=one.device,
+                service=one.wanted["service"],
+                release=one.wanted["release"],
+            )
 
     def serve(self) -> None:
         """Have nginx run, with its unit's files as they are.
@@ -478,7 +486,7 @@ class Switch:
         if files and self.replaceable(files):
             self.manager.follow(unit["name"], self.upstreams.folder([], []).take_over())
             self.did.append("replaced nginx")
-            note(self.run, "replaced", unit="nginx", files=files)
+            note(self.run, "replaced", self.audit_log, unit="nginx", files=files)
         elif files:
             # An nginx that was there before the first deploy had none of our requests.
             if self.was_ours and not self.options["may_stop"]:
@@ -488,7 +496,7 @@ class Switch:
                 )
             self.manager.restart(unit["name"])
             self.did.append("restarted nginx")
-            note(self.run, "restarted", unit="nginx", files=files)
+            note(self.run, "restarted", self.audit_log, unit="nginx", files=files)
         elif not self.manager.is_right(unit["name"]):
             self.manager.start(unit["name"])
             self.did.append("started nginx")
@@ -523,4 +531,4 @@ class Switch:
             self.did.append(f"noted the deployment {name}")
         if changed or (restored and self.did):
             event = "deployed" if not restored else "walked_back" if forget else "rolled_back"
-            note(self.run, event, record=name, release=self.options["release"]["id"])
+            note(self.run, event, self.audit_log, record=name, release=self.options["release"]["id"])

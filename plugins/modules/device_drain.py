@@ -33,7 +33,7 @@ options:
 
 from pathlib import Path
 
-from ansible.module_utils.audit import note, now
+from ansible.module_utils.audit import AUDIT_LOG, note, now
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.in_force import InForce
 from ansible.module_utils.nginx_configuration import NginxError, StillBusy
@@ -66,6 +66,7 @@ def main() -> None:
         )
     drained = Drained(Path(options["drained_file"]))
     former = drained.read()
+    audit_log = Path(options["log_dir"]) / AUDIT_LOG
     entry = None
     if options["state"] == "drained":
         if not host.others(device) and not options["allow_outage"] and device not in former:
@@ -89,7 +90,7 @@ def main() -> None:
     except StillBusy as error:
         # nginx leads there no more, or again; what is noted is so.
         if changed:
-            note(run, options["state"], device=device, why=options["why"])
+            note(run, options["state"], audit_log, device=device, why=options["why"])
         if options["state"] == "drained":
             module.fail_json(
                 msg=f"{device} is out, but requests are on their way to it still: {error}", drained=drained.read()
@@ -100,7 +101,7 @@ def main() -> None:
     except OSError as error:
         module.fail_json(msg=f"{error}. Is the disk full? (df -h /var /etc)")
     if changed:
-        note(run, options["state"], device=device, why=options["why"])
+        note(run, options["state"], audit_log, device=device, why=options["why"])
     module.exit_json(changed=changed or result["changed"], drained=drained.read(), diff=result["diff"])
 
 

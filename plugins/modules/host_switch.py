@@ -103,7 +103,7 @@ def main() -> None:
         if options["settle"] and options["release"]:
             switch.record(forget=options["forget"])
     except SwitchError as error:
-        note(options["run"], "failed", why=str(error).splitlines()[0][:500])
+        note(options["run"], "failed", switch.audit_log, why=str(error).splitlines()[0][:500])
         module.fail_json(msg=str(error), steps=switch.did, **result)
     except OSError as error:
         module.fail_json(

@@ -17,6 +17,7 @@ options:
   uwsgi: {description: Version of uWSGI that emperors run., type: str, required: true}
   incoming: {description: Folder with the copied archives., type: path, default: /opt/fleet/incoming}
   run: {description: "Who does this, for the audit log.", type: dict, default: {}}
+  audit_log: {description: The host's audit log., type: path, default: /var/log/fleet/audit.log}
   keep: {description: Releases to keep., type: int, default: 3}
   devices_dir: {description: Folder of devices; releases named by vassals there are kept., type: path, default: /etc/fleet/devices}
   deployed_file: {description: Which deployment is in force., type: path, default: /etc/fleet/deployed.json}
@@ -208,6 +209,7 @@ def main() -> None:
             "uwsgi": {"type": "str", "required": True},
             "incoming": {"type": "path", "default": "/opt/fleet/incoming"},
             "run": {"type": "dict", "default": {}},
+            "audit_log": {"type": "path", "default": "/var/log/fleet/audit.log"},
             "keep": {"type": "int", "default": 3},
             "devices_dir": {"type": "path", "default": "/etc/fleet/devices"},
             "deployed_file": {"type": "path", "default": "/etc/fleet/deployed.json"},
@@ -233,7 +235,13 @@ def main() -> None:
             msg=f"{error}. Is the disk full? (df -h {host.root}) A deploy that was cut off may simply be run again."
         )
     if changed:
-        note(module.params["run"], "release_installed", release=host.id, environment=host.environment.name)
+        note(
+            module.params["run"],
+            "release_installed",
+            Path(module.params["audit_log"]),
+            release=host.id,
+            environment=host.environment.name,
+        )
     revision = json.loads((host.release / "REVISION.json").read_text())
     module.exit_json(changed=changed, revision={key: revision[key] for key in ("id", "version", "created")})
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from page_site import Site, StandIn, Tab, browsing
 from stack import Fleet, Roles
 
 
@@ -43,3 +44,18 @@ def fleet(new_fleet: Callable[[], Fleet]) -> Fleet:
 def shared_fleet(new_fleet: Callable[[], Fleet]) -> Fleet:
     """A host for the tests of one file."""
     return new_fleet()
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Tab]:
+    """One window of a real browser."""
+    with browsing() as tab:
+        yield tab
+
+
+@pytest.fixture(scope="module")
+def site(new_fleet: Callable[[], Fleet]) -> Iterator[Site]:
+    """A host whose nginx serves the page, in front of a stand-in for the app."""
+    made = Site(new_fleet(), StandIn())
+    with made.serving():
+        yield made

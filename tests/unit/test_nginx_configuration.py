@@ -150,6 +150,22 @@ def names(result: Json, side: str = "after_header") -> list[str]:
     return sorted(Path(one[side]).name for one in result["diff"] if one[side])
 
 
+def test_a_port_that_goes_to_all_addresses_is_told_of(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The running nginx holds one address of the port, and the kernel refuses it all of them as well."""
+    monkeypatch.setattr(nginx_configuration, "ERROR_LOG", host.folder / "log" / "error.log")
+    monkeypatch.setattr(nginx_configuration, "START_SECONDS", 3)
+    everywhere = SITE.replace("127.0.0.1:{port}", "{port}")
+    host.run()
+    with host.nginx():
+        refused = host.run("two", site=everywhere)
+        assert refused["failed"]
+        assert "systemctl stop nginx; then deploy again" in refused["msg"]
+        assert host.answer() == "one"
+    assert not host.run("two", site=everywhere)["failed"]
+    with host.nginx():
+        assert host.answer() == "two"
+
+
 def test_a_bare_host_gets_its_configuration(host: Host) -> None:
     before = host.tree()
     planned = host.run(check=True)

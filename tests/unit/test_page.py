@@ -9,7 +9,7 @@ from pathlib import Path
 import ansible_modules
 import pytest
 import tree
-from page_site import IMAGES, Reply, Site, StandIn, Tab, browsing, device, problem, recorded, status
+from page_site import IMAGES, Reply, Site, StandIn, Tab, device, problem, recorded, status
 from processes import wait_for
 from selenium.webdriver import ActionChains, Keys
 from selenium.webdriver.support.select import Select
@@ -48,19 +48,6 @@ return [...document.querySelectorAll("body *:not(svg *)")].filter((one) =>
   return [(Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05), one.tagName, one.className, one.textContent.slice(0, 30)];
 }).filter(([ratio]) => ratio < 4.5);
 """
-
-
-@pytest.fixture(scope="module")
-def site(new_fleet: Callable[[], Fleet]) -> Iterator[Site]:
-    made = Site(new_fleet(), StandIn())
-    with made.serving():
-        yield made
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Tab]:
-    with browsing() as tab:
-        yield tab
 
 
 @pytest.fixture

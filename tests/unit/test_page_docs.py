@@ -3,14 +3,14 @@
 import json
 import shlex
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import environments
 import pytest
 import tree
-from page_site import IMAGES, Reply, Site, StandIn, Tab, browsing
-from stack import Fleet, Json
+from page_site import IMAGES, Reply, Site, Tab
+from stack import Json
 
 #: Prints the document of each model; the controller's own Python has no Flask.
 PROGRAM = """
@@ -29,19 +29,6 @@ def documents() -> Json:
     command: list[str | Path] = [environments.app(), "-c", PROGRAM]
     found: Json = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     return found
-
-
-@pytest.fixture(scope="module")
-def site(new_fleet: Callable[[], Fleet]) -> Iterator[Site]:
-    made = Site(new_fleet(), StandIn())
-    with made.serving():
-        yield made
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Tab]:
-    with browsing() as tab:
-        yield tab
 
 
 @pytest.fixture

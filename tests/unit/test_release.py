@@ -329,6 +329,7 @@ class Host:
         return {
             **{"state": state, "id": release, "environment": environment, "uwsgi": "2.0.30"},
             **{"root": str(self.root), "incoming": str(self.incoming), "devices_dir": str(self.devices)},
+            "audit_log": str(self.folder / "audit.log"),
             **more,
         }
 

@@ -262,7 +262,7 @@ def test_a_device_with_a_request_that_takes_too_long_is_out_all_the_same(
     host.go({**wanted, "nginx": {**wanted["nginx"], "wait_seconds": 1}})
     drain_module = ansible_modules.load("modules", "device_drain")
     noted: list[str] = []
-    monkeypatch.setattr(drain_module, "note", lambda run, event, **fields: noted.append(event))
+    monkeypatch.setattr(drain_module, "note", lambda run, event, log, **fields: noted.append(event))
     drain = {"device": "one", "run": RUN, "state": "drained", **host.places()}
     # One for each device.
     slow = [Client(host.port, "/tell?seconds=6") for _ in range(2)]
