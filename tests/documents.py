@@ -46,6 +46,12 @@ def lacking(shown: str, output: str) -> list[str]:
     return [line for line in shown.splitlines() if not any(pattern(line).search(other) for other in printed)]
 
 
+def compare(block: Block, printed: str, told: str = "") -> None:
+    """Hold what a block printed against what the page shows; `told` is said besides when that is something else."""
+    missing = lacking(block.shown, printed)
+    assert not missing, f"the page shows\n{missing[0]}\nbut\n{block.script}\nprinted\n{printed}{told}"
+
+
 def free_ports(count: int) -> list[str]:
     """Ports nobody listens on; all are held while they are chosen, so that no two are the same."""
     sockets = [socket.socket() for _ in range(count)]
@@ -99,5 +105,4 @@ def check(page: Path, folder: Path, environment: Mapping[str, str], ports: Seque
     output = re.sub("|".join(back), lambda port: back[port[0]], output)
     for block, end in zip(found, ends, strict=True):
         printed, _, output = output.partition(f"{end}\n")
-        missing = lacking(block.shown, printed)
-        assert not missing, f"the page shows\n{missing[0]}\nbut\n{block.script}\nprinted\n{printed}{told}"
+        compare(block, printed, told)

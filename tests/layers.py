@@ -117,7 +117,12 @@ def unit(options: Options) -> Count:
     environments.logrotate()
     environments.monitoring()
     long = ["--all"] if options.all else []
-    return pytest("unit", Path(sys.executable), [*long, *options.pytest, "tests/unit"])
+    return pytest("unit", Path(sys.executable), [*long, *beside_each_other(options), "tests/unit"])
+
+
+def beside_each_other(options: Options) -> list[str]:
+    """Files of tests beside each other, as they wait more than they compute; not when pytest is told how to run."""
+    return options.pytest or [f"--numprocesses={min(4, os.cpu_count() or 1)}", "--dist=loadfile"]
 
 
 def contract(options: Options) -> Count:

@@ -31,7 +31,9 @@ def wait_for(condition: Callable[[], T], what: str | Callable[[], str], seconds:
 
 def free_ports(count: int = 1, stride: int = 1) -> list[int]:
     """Ports on which nothing listens, ``stride`` apart, below those that the kernel gives to clients."""
-    for first in range(20000 + os.getpid() % 5000, 32000 - count * stride, 7):
+    # Tests beside each other must not choose the same ones before anybody listens there.
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    for first in range(20000 + 2500 * (worker % 4) + os.getpid() % 2500, 32000 - count * stride, 7):
         ports = [first + number * stride for number in range(count)]
         if not any(listens(port) for port in ports):
             return ports

@@ -264,3 +264,42 @@ print(resident() - before)
     command = [sys.executable, "-c", program, str(ocr_artifacts)]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     assert int(result.stdout) < 200
+
+
+def test_memory_of_common_pages_is_kept(ocr_artifacts: Path) -> None:
+    """New memory for each page would be tens of thousands of page faults, a sixth of the time."""
+    program = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from inference.model import ModelContext
+from inference.models.ocr import OcrModel
+model = OcrModel()
+context = ModelContext(device="cpu", artifacts=Path(sys.argv[1]), options={"engine": "onnxruntime"})
+model.prepare(context)
+model.setup(context)
+page = np.full((240, 330, 3), 255, np.uint8)
+model.predict([page])
+model.predict([page])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+model.predict([page])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    command = [sys.executable, "-c", program, str(ocr_artifacts)]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert int(result.stdout) < 6000
+
+
+def test_nothing_is_written_at_home(ocr_artifacts: Path, tmp_path: Path) -> None:
+    """Later versions of onnxruntime keep an id of the machine there, and report to their maker."""
+    program = """
+import sys
+from pathlib import Path
+import onnxruntime
+from inference.models.ocr import graph, sessions
+content, _ = graph.load_onnx(Path(sys.argv[1]) / "ocr", "cls")
+sessions.OnnxSession(content, 1)
+"""
+    command = [sys.executable, "-c", program, str(ocr_artifacts)]
+    subprocess.run(command, check=True, env={"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")})
+    assert list(tmp_path.iterdir()) == []
