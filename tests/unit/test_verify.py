@@ -242,8 +242,8 @@ def test_a_worker_that_is_missing(host: Host) -> None:
     assert red(host, vassals=changed(host, workers=3)) == {"echo on one: workers": "2 of 3 workers accept requests"}
 
 
-def test_a_vassal_without_stats_is_red_when_it_should_have_them(host: Host, tmp_path: Path) -> None:
-    (detail,) = red(host, run_dir=str(tmp_path)).values()
+def test_a_vassal_without_stats_is_red_when_it_should_have_them(host: Host) -> None:
+    (detail,) = red(host, run_dir=str(host.fleet.folder / "none")).values()
     assert "No such file or directory" in detail
 
 
