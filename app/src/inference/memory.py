@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import logging
 import re
@@ -10,7 +11,24 @@ from pathlib import Path
 
 _log = logging.getLogger(__name__)
 
+#: Pools from which the C library gives memory to threads; as many as threads that compute at the same time, and no more.
+_POOLS = 2
+#: ``M_ARENA_MAX`` of glibc's malloc.h.
+_ARENA_MAX = -8
+
 _PSS = re.compile(r"^Pss:\s+(\d+) kB$", re.MULTILINE)
+
+
+def share_pools() -> None:
+    """Have all threads of this process take memory from few pools; to be called before they are started.
+
+    glibc gives each thread a pool of its own, up to eight for each core, and what a request took stays in the pool of
+    its thread: a worker with many threads that take turns would grow for as long as there are pools left.
+    """
+    library = ctypes.CDLL(None)
+    # Not every C library has it.
+    if hasattr(library, "mallopt"):
+        library.mallopt(_ARENA_MAX, _POOLS)
 
 
 def free(torch_device: str) -> None:

@@ -10,7 +10,7 @@ import os
 import time
 from functools import partial
 
-from inference import logs, server
+from inference import logs, memory, server
 from inference.app import InferenceApp, create_app
 from inference.config import Config
 
@@ -34,6 +34,9 @@ def load() -> InferenceApp:
             config.log_level, {"service": config.service, "device": config.device, "release": config.release}
         )
         server.check()
+        if config.mode == "batch":
+            # Each request that waits has a thread.
+            memory.share_pools()
         application = create_app(config)
     except Exception as error:
         _log.critical("not_started", extra={"facts": {"error": type(error).__name__, "reason": str(error)}})
