@@ -1,7 +1,8 @@
-"""How large a batch may be, by the memory that the sample was measured to take."""
+"""How large a batch may be, by the memory that the sample was measured to take; pools that threads share."""
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import threading
 from types import SimpleNamespace
@@ -102,3 +103,29 @@ def test_batches_are_bounded_by_what_was_measured_at_the_first_load() -> None:
     thread.join(10)
     assert not thread.is_alive()
     assert model.calls == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+
+
+@pytest.mark.parametrize(("start", "few"), [("memory.share_pools()", True), ("", False)])
+def test_threads_share_pools_of_memory(start: str, few: bool) -> None:
+    program = f"""
+import ctypes, threading
+from inference import memory
+{start}
+library = ctypes.CDLL(None)
+library.fdopen.restype = ctypes.c_void_p
+together = threading.Barrier(12)
+def take():
+    together.wait()
+    library.malloc(100)
+    together.wait()
+threads = [threading.Thread(target=take) for _ in range(12)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+output = ctypes.c_void_p(library.fdopen(1, b"w"))
+library.malloc_info(0, output)
+library.fflush(output)
+"""
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert (1 <= done.stdout.count("<heap nr=") <= 2) is few

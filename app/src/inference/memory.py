@@ -11,7 +11,7 @@ from pathlib import Path
 
 _log = logging.getLogger(__name__)
 
-#: Pools from which the C library gives memory to threads; as many as threads that compute at the same time, and no more.
+#: Pools from which the C library gives memory to threads, most of which wait most of the time.
 _POOLS = 2
 #: ``M_ARENA_MAX`` of glibc's malloc.h.
 _ARENA_MAX = -8
