@@ -72,11 +72,8 @@ class Ours:
 
     def kinds(self) -> dict[int, str]:
         """The same, without a name of its own for each of a kind, and masters with their workers."""
-        names = {"uWSGI master": "web workers", "nginx master": "nginx", "model process": "model process"}
-        return {
-            pid: names.get(name, "nginx" if "nginx" in name else "web workers")
-            for pid, name in self.processes().items()
-        }
+        kinds = {"nginx": "nginx", "model": "model process"}
+        return {pid: kinds.get(name.split()[0], "web workers") for pid, name in self.processes().items()}
 
 
 @contextmanager

@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import watch_policy as policy
 import watch_sources as sources
 from ansible.module_utils import memory
-from ansible.module_utils.audit import note, now
+from ansible.module_utils.audit import AUDIT_LOG, note, now
 from ansible.module_utils.deployments import write_json
 from ansible.module_utils.fleet_socket import SocketError, request, stats, stats_path
 from ansible.module_utils.in_force import InForce
@@ -434,7 +434,7 @@ class Watch:
             + (f": {case.why}; back: {self.class_of(case).back}" if case else "")
         )
         event, why = ("drained", case.why) if case else ("undrained", former.get("why", ""))
-        if refused := note(RUN, event, Path(self.places["log_dir"]) / "audit.log", device=device, why=why):
+        if refused := note(RUN, event, Path(self.places["log_dir"]) / AUDIT_LOG, device=device, why=why):
             say(refused)
         return True
 
